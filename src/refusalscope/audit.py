@@ -1,0 +1,168 @@
+"""The front door: audit a chat model into a run folder with a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refusalscope.errors import InputError
+from refusalscope.model import ChatModel
+from refusalscope.progress import Progress
+from refusalscope.prompts import (
+    PairSet,
+    PromptSet,
+    bundled_pairs,
+    check_leakage,
+    check_overlap,
+    read_pairs,
+    read_prompts,
+    require_enough,
+    split,
+)
+from refusalscope.report import write_report
+from refusalscope.runs import Run, RunView, open_run
+from refusalscope.studies.directions import DirectionsSettings, preset, run_directions
+from refusalscope.studies.subject import SPLITS, prepare
+
+FRACTIONS = {"fit": 0.5, "select": 0.2, "report": 0.3}
+PathLike = str | os.PathLike[str]
+
+
+def audit_model(
+    model: str | ChatModel = "builtin:chat",
+    *,
+    pairs: PathLike | PairSet | None = None,
+    harmful: PathLike | PromptSet | None = None,
+    harmless: PathLike | PromptSet | None = None,
+    settings: DirectionsSettings | str = "recommended",
+    out: PathLike = "runs/audit",
+    resume: bool = False,
+    keep_text: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+    command: str = "audit",
+) -> RunView:
+    """Measure how a model refuses and write a run folder with tables, arrays and `report.html`.
+
+    model: `builtin:chat`, a folder, a hub id, or a loaded ChatModel. pairs, or harmful and harmless: files or
+    sets of prompts; none of them means the bundled pairs. settings: a preset's name or settings. keep_text
+    stores prompts and replies; without it scores alone are stored. Raises InputError, LeakageError, ModelError
+    or RunError, each with one sentence on how to go on; nothing is half-written, and `resume=True` goes on.
+    """
+    chosen = preset(settings) if isinstance(settings, str) else settings
+    data = load_prompts(pairs, harmful, harmless)
+    splits = split_prompts(data, chosen.seed)
+    chat = model if isinstance(model, ChatModel) else ChatModel.load(model, dtype=dtype, device=device)
+    sources = [source for part in data for source in part.sources]
+    run = Run.create(
+        out,
+        command=command,
+        settings=chosen.model_dump(),
+        inputs={
+            "model": chat.fingerprint,
+            "dtype": str(chat.dtype),
+            "sources": [source.sha256 for source in sources],
+            "prompts": {name: [prompt.id for prompt in splits[name]] for name in SPLITS},
+        },
+        resume=resume,
+        keep_text=keep_text,
+    )
+    if not run.finished:
+        _describe(run, chat, chosen, data, splits)
+        subject = prepare(
+            run,
+            chat,
+            splits,
+            judge=chosen.judge,
+            max_new_tokens=chosen.max_new_tokens,
+            seed=chosen.seed,
+            progress=progress,
+        )
+        run_directions(run, subject, chosen, progress)
+        run.finish()
+    write_report(out)
+    return open_run(out)
+
+
+def load_prompts(
+    pairs: PathLike | PairSet | None,
+    harmful: PathLike | PromptSet | None,
+    harmless: PathLike | PromptSet | None,
+) -> list[PairSet] | list[PromptSet]:
+    """Read what the user gave, or the bundled pairs: one PairSet, or a harmful and a harmless PromptSet."""
+    if pairs is not None and (harmful is not None or harmless is not None):
+        raise InputError("give either pairs, or harmful and harmless prompts, not both")
+    if (harmful is None) != (harmless is None):
+        missing = "harmful" if harmful is None else "harmless"
+        raise InputError(f"the {missing} prompts are missing: give --harmful and --harmless together")
+    if harmful is None or harmless is None:
+        if pairs is None:
+            return [bundled_pairs()]
+        return [pairs if isinstance(pairs, PairSet) else read_pairs(pairs)]
+    bad = harmful if isinstance(harmful, PromptSet) else read_prompts(harmful, label="harmful")
+    good = harmless if isinstance(harmless, PromptSet) else read_prompts(harmless, label="harmless")
+    check_overlap(bad, good)
+    return [bad, good]
+
+
+def split_prompts(data: Sequence[PairSet] | Sequence[PromptSet], seed: int) -> dict[str, PromptSet]:
+    """Disjoint fit, select and report splits; raises LeakageError should a prompt stand on two sides."""
+    parts = []
+    for given in data:
+        require_enough(given)
+        parts.append(split(given, FRACTIONS, seed=seed))
+    splits: dict[str, PromptSet] = {}
+    for name in SPLITS:
+        found = [part[name] for part in parts]
+        sets = [each.prompts() if isinstance(each, PairSet) else each for each in found]
+        splits[name] = PromptSet(tuple(prompt for each in sets for prompt in each))
+    check_leakage(splits)
+    return splits
+
+
+def _describe(
+    run: Run,
+    chat: ChatModel,
+    settings: DirectionsSettings,
+    data: Sequence[PairSet] | Sequence[PromptSet],
+    splits: dict[str, PromptSet],
+) -> None:
+    marks = chat.fingerprint
+    anatomy = chat.anatomy
+    model: dict[str, Any] = {
+        "id": chat.id,
+        "sha256": marks["weights_sha256"],
+        "config_sha256": marks["config_sha256"],
+        "architecture": anatomy.architecture.name,
+        "n_layers": anatomy.n_layers,
+        "n_heads": anatomy.n_heads,
+        "d_model": anatomy.d_model,
+        "dtype": str(chat.dtype).removeprefix("torch."),
+        "device": str(chat.device),
+    }
+    run.update(
+        model=model,
+        tokenizer_sha256=marks["tokenizer_sha256"],
+        template_sha256=marks["template_sha256"],
+        sources=[
+            {
+                "name": source.name,
+                "path": Path(source.path).name,
+                "sha256": source.sha256,
+                "licence": source.licence,
+                "n": source.n,
+            }
+            for part in data
+            for source in part.sources
+        ],
+        seeds={"splits": settings.seed, "bootstrap": settings.seed, "random_directions": settings.seed},
+        split_sizes={name: len(prompts) for name, prompts in splits.items()},
+    )
+    for part in data:
+        for bad in part.skipped[:20]:
+            run.warn(f"Row {bad.line} of a prompt file was not used: {bad.reason}.")
+        if len(part.skipped) > 20:
+            run.warn(f"{len(part.skipped) - 20} more rows of a prompt file were not used.")

@@ -1,0 +1,96 @@
+"""The commands, and the one place where an error becomes a sentence and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.markup import escape
+
+from refusalscope import __version__
+from refusalscope.cli.session import SESSION
+from refusalscope.errors import RefusalscopeError
+
+FAILED, BROKEN, STOPPED = 1, 70, 130
+
+app = App(
+    name="refusalscope",
+    help="See how a chat model refuses, prove it, watch it, mend it.",
+    help_epilogue="Example: `refusalscope audit builtin:chat --out runs/first`",
+    help_format="markdown",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=()),
+)
+EVERYWHERE = Parameter(group=Group("For every command", sort_key=9))
+app.command(
+    "refusalscope.cli.audit:audit", help="Audit a chat model into a run folder with a report."
+)
+app.command(
+    "refusalscope.cli.audit:directions", help="The directions study, with all of its settings."
+)
+app.command("refusalscope.cli.show:show", help="Show a run: its tables in the terminal.")
+app.command(
+    "refusalscope.cli.organism:organism",
+    help="Models whose circuit is known: list, build and train them.",
+)
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    quiet: Annotated[bool, EVERYWHERE] = False,
+    debug: Annotated[bool, EVERYWHERE] = False,
+) -> object:
+    """See how a chat model refuses, prove it, watch it, mend it.
+
+    Parameters
+    ----------
+    quiet
+        Print results only: no progress bars.
+    debug
+        Show the traceback of an error.
+    """
+    SESSION.quiet, SESSION.debug = quiet, debug
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `refusalscope` command; leaves with an exit status."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit status: 0, 1 for a mistake, 70 for a fault of ours."""
+    try:
+        app.meta(argv, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(f"{str(error).strip()} See refusalscope --help.", FAILED)
+    except RefusalscopeError as error:
+        return _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        return _fail(
+            "Stopped. What was finished is kept: give the same command with --resume.", STOPPED
+        )
+    except BrokenPipeError:
+        return FAILED
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"The system refused: {error.strerror or error}{where}.", FAILED)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else FAILED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+        return _fail(
+            f"This is a fault of refusalscope, not of yours: {type(error).__name__}: {error}. "
+            f"Give the same command with --debug to see where.",
+            BROKEN,
+        )
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    if SESSION.debug:
+        SESSION.err.print_exception()
+    SESSION.err.print(f"[red]error:[/red] {escape(' '.join(message.split()))}", soft_wrap=True)
+    return status

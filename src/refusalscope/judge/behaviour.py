@@ -1,0 +1,118 @@
+"""How a model behaves on prompts: greedy replies, a verdict on each, and the refusal margin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from refusalscope.judge.phrases import Verdict, judge_replies
+from refusalscope.model import ChatModel, RefusalMargin, Rendered, Variant, learn_openings
+from refusalscope.prompts import Prompt
+from refusalscope.stats import mean_interval, wilson
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Greedy replies and what the judge says of them; `first` is each reply's first token, -1 if empty."""
+
+    texts: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    first: tuple[int, ...]
+
+    @property
+    def refused(self) -> npt.NDArray[np.bool_]:
+        return np.array([verdict == "refused" for verdict in self.verdicts], dtype=bool)
+
+
+def reply(
+    chat: ChatModel,
+    prompts: Sequence[Rendered],
+    judge: str,
+    max_new_tokens: int,
+    variant: Variant = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Replies:
+    """Generate and judge one greedy reply a prompt, under one variant (edits at every step)."""
+    ids = chat.generate(
+        prompts, [variant] * len(prompts), max_new_tokens=max_new_tokens, progress=progress
+    )
+    texts = tuple(chat.decode(row) for row in ids)
+    first = tuple(row[0] if row else -1 for row in ids)
+    return Replies(texts, tuple(judge_replies(texts, judge)), first)
+
+
+def learn_margin(verdicts: Sequence[Verdict], first: Sequence[int]) -> RefusalMargin:
+    """Learn the opening tokens of refusals and replies; raises InputError where either is missing."""
+    sides: dict[str, list[list[int]]] = {"refused": [], "answered": []}
+    for verdict, token in zip(verdicts, first, strict=True):
+        if verdict in sides and token >= 0:
+            sides[verdict].append([token])
+    return learn_openings(sides["refused"], sides["answered"])
+
+
+def margins(
+    chat: ChatModel, prompts: Sequence[Rendered], margin: RefusalMargin, variant: Variant = ()
+) -> npt.NDArray[np.float64]:
+    """Refusal margin of each prompt under one variant, in nats: [prompts]."""
+    return chat.measure(prompts, [variant], {"margin": margin}).scores["margin"][:, 0]
+
+
+def rates(prompts: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Refusal rate (Wilson) and mean margin (bootstrap) by label and category; "all" for a whole label.
+
+    prompts: columns label, category, refused, refusal_margin (nats, may be missing).
+    """
+    frames = []
+    for label, group in prompts.groupby("label", sort=True):
+        parts = [("all", group)]
+        parts += (
+            list(group.groupby("category", sort=True)) if group["category"].notna().any() else []
+        )
+        for category, part in parts:
+            rate = wilson(int(part["refused"].sum()), len(part))
+            known = part["refusal_margin"].dropna().to_numpy()
+            margin = mean_interval(known, seed=seed)
+            frames.append(
+                {
+                    "label": label,
+                    "category": category,
+                    "n": len(part),
+                    "refused": int(part["refused"].sum()),
+                    "rate": rate.value,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "margin_mean": margin.value,
+                    "margin_low": margin.low,
+                    "margin_high": margin.high,
+                }
+            )
+    return pd.DataFrame(frames)
+
+
+def prompt_table(
+    prompts: Sequence[Prompt],
+    rendered: Sequence[Rendered],
+    splits: Sequence[str],
+    verdicts: Sequence[Verdict],
+    margin: npt.NDArray[np.float64],
+) -> pd.DataFrame:
+    """The run's `prompts` table: one row a prompt, no text."""
+    return pd.DataFrame(
+        {
+            "id": [prompt.id for prompt in prompts],
+            "pair_id": [prompt.id.rpartition("/")[0] or None for prompt in prompts],
+            "label": [prompt.label for prompt in prompts],
+            "category": [prompt.category for prompt in prompts],
+            "source": [prompt.source for prompt in prompts],
+            "split": list(splits),
+            "refusal_margin": margin,
+            "refused": [verdict == "refused" for verdict in verdicts],
+            "verdict": list(verdicts),
+            "n_tokens": [len(row) for row in rendered],
+            "boundary_merge": [row.boundary_merge for row in rendered],
+        }
+    )

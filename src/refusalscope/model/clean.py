@@ -1,0 +1,191 @@
+"""The clean run of a set of prompts: activations at named places, and the prefix others reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refusalscope.model.anatomy import Anatomy
+from refusalscope.model.anchors import Rendered
+from refusalscope.model.edits import Variant
+from refusalscope.model.engine import Cost, Pass, Row, run_pass
+from refusalscope.model.sites import Positions, Site
+
+Progress = Callable[[int, int], None]
+# Any id will do on the right of a prompt: attention is causal and no metric reads there.
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How variants are run. Switches change time and memory only.
+
+    prefix: reuse the clean keys and values before the first edited position. restart: let rows join
+    at their first edited layer. batch: run rows together. max_bytes: memory for one pass.
+    """
+
+    prefix: bool = True
+    restart: bool = True
+    batch: bool = True
+    max_bytes: int = 512 * 2**20
+
+
+@dataclass
+class Clean:
+    """A clean run that is kept, so that its prefix need not be computed again.
+
+    states: site -> [prompts, positions, width] float32 on the CPU. passes: one a batch of prompts, with
+    keys and values of all layers (n_layers x 2 x tokens x kv_heads x head_dim numbers a prompt).
+    """
+
+    prompts: tuple[Rendered, ...]
+    batches: list[list[int]]
+    passes: list[Pass]
+    states: dict[Site, Tensor]
+    cost: Cost
+
+
+@torch.inference_mode()
+def run_clean(
+    anatomy: Anatomy,
+    prompts: Sequence[Rendered],
+    sites: Sequence[Site] = (),
+    positions: Sequence[Positions] = (),
+    *,
+    plan: Plan,
+) -> Clean:
+    """Run prompts as they are, keeping states at single-token positions and the prefix of each."""
+    reader = _StateReader(anatomy, prompts, sites, positions)
+    kept = []
+    batches = make_batches(anatomy, prompts, plan)
+    for batch in batches:
+        tokens = pad([prompts[p].ids for p in batch], anatomy)
+        out = run_pass(anatomy, tokens, record=True, capture=reader.real)
+        reader.take(out, batch, {})
+        out.captured.clear()
+        reader.cost.add(out.cost)
+        kept.append(out)
+    return Clean(tuple(prompts), batches, kept, reader.stacked(), reader.cost)
+
+
+@torch.inference_mode()
+def capture(
+    anatomy: Anatomy,
+    prompts: Sequence[Rendered],
+    sites: Sequence[Site],
+    positions: Sequence[Positions],
+    *,
+    variant: Variant = (),
+    policy: str = "every_step",
+    plan: Plan = Plan(),
+    progress: Progress | None = None,
+) -> tuple[dict[Site, Tensor], Cost]:
+    """Activations at sites and single-token positions: site -> [prompts, positions, width] float32, CPU.
+
+    With a variant the activations are those of the edited run.
+    """
+    reader = _StateReader(anatomy, prompts, sites, positions)
+    done = 0
+    for batch in make_batches(anatomy, prompts, plan):
+        tokens = pad([prompts[p].ids for p in batch], anatomy)
+        placed = [place(anatomy, prompts[p], variant, policy, plan.restart) for p in batch]
+        edited = [i for i, found in enumerate(placed) if found.edits]
+        rows = [Row(i, placed[i].edits, placed[i].places, placed[i].start) for i in edited]
+        out = run_pass(anatomy, tokens, rows, capture=reader.real)
+        reader.take(out, batch, {i: n for n, i in enumerate(edited)})
+        reader.cost.add(out.cost)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(prompts))
+    return reader.stacked(), reader.cost
+
+
+class _StateReader:
+    """Takes the states asked for out of each pass, so that nothing else of it need be held."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        prompts: Sequence[Rendered],
+        sites: Sequence[Site],
+        positions: Sequence[Positions],
+    ) -> None:
+        self.resolved = {site: site.resolved(anatomy.n_layers) for site in sites}
+        self.real = sorted(set(self.resolved.values()))
+        self.where = [
+            [prompt.resolve(at, "prompt_only")[-1] for at in positions] for prompt in prompts
+        ]
+        self.found: dict[Site, list[Tensor]] = {
+            site: [torch.empty(0)] * len(prompts) for site in sites
+        }
+        self.cost = Cost()
+
+    def take(self, out: Pass, batch: Sequence[int], row_of: dict[int, int]) -> None:
+        for i, p in enumerate(batch):
+            for site, real in self.resolved.items():
+                state = out.state(real, row_of.get(i), i)
+                self.found[site][p] = state[self.where[p]].float().cpu()
+
+    def stacked(self) -> dict[Site, Tensor]:
+        return {site: torch.stack(states) for site, states in self.found.items()}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A variant on one prompt: its edits that touch a token, where, and where the first of them stands."""
+
+    edits: Variant
+    places: tuple[tuple[int, ...], ...]
+    first: int
+    start: int
+
+
+def place(
+    anatomy: Anatomy, prompt: Rendered, variant: Variant, policy: str, restart: bool
+) -> Placed:
+    """Resolve a variant's positions on a prompt; edits that touch no token fall away."""
+    found = [(edit, prompt.resolve(edit.positions, policy)) for edit in variant]
+    found = [(edit, places) for edit, places in found if places]
+    start = min((edit.site.start(anatomy.n_layers) for edit, _ in found), default=0)
+    return Placed(
+        tuple(edit for edit, _ in found),
+        tuple(places for _, places in found),
+        min((min(places) for _, places in found), default=0),
+        start if restart else 0,
+    )
+
+
+def rows_within(anatomy: Anatomy, width: int, offset: int, plan: Plan) -> int:
+    """How many rows of `width` new tokens after `offset` cached ones fit the budget."""
+    size = torch.finfo(anatomy.lm_head.weight.dtype).bits // 8
+    config = anatomy.model.config.get_text_config()
+    states = width * (6 * anatomy.d_model + 3 * config.intermediate_size)
+    attention = 2 * (width + offset) * anatomy.n_heads * anatomy.head_dim
+    scores = anatomy.n_heads * width * (width + offset)
+    return max(1, int(plan.max_bytes // (size * (states + attention + scores))))
+
+
+def make_batches(anatomy: Anatomy, prompts: Sequence[Rendered], plan: Plan) -> list[list[int]]:
+    """Prompts of like length together, few enough that their clean pass fits the budget."""
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    if not plan.batch:
+        return [[p] for p in order]
+    batches: list[list[int]] = []
+    for p in order:
+        width = len(prompts[p])
+        # Keys and values of the whole batch are held while its variants run: count them once more.
+        held = anatomy.n_layers * 2 * width * anatomy.n_kv_heads * anatomy.head_dim * 4
+        room = min(rows_within(anatomy, width, 0, plan), max(1, plan.max_bytes // held))
+        if not batches or len(batches[-1]) >= room or width > 2 * len(prompts[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(p)
+    return batches
+
+
+def pad(ids: Sequence[Sequence[int]], anatomy: Anatomy) -> Tensor:
+    width = max(len(row) for row in ids)
+    device = anatomy.decoder.embed_tokens.weight.device
+    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in ids], device=device)

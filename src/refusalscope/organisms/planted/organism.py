@@ -1,0 +1,217 @@
+"""Building and saving planted models.
+
+planted = build("planted-routes", "backup", seed=3, redundancy=3)
+save(planted, "organisms/backup-3")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from refusalscope.errors import InputError, ModelError, RunError
+from refusalscope.organisms.planted import construction, tokens
+from refusalscope.organisms.planted.construction import C, HeadPlan
+from refusalscope.organisms.planted.expected import expected_of
+from refusalscope.organisms.planted.prompts import (
+    PromptRecipe,
+    TokenPair,
+    as_pair_set,
+    draw_pairs,
+)
+from refusalscope.organisms.planted.routes import VARIANTS, Option, Recipe, resolve_options
+from refusalscope.organisms.planted.truth import HeadTruth, Truth, UnitTruth, write_truth
+from refusalscope.prompts.sets import PairSet
+
+POLICY_FLOOR = 0.95
+POLICY_BATCH = 64
+ROUTES = "planted-routes"
+PAIRS_FILE = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model whose circuit is known: the model in memory, its truth, and pairs that show it."""
+
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    truth: Truth
+    pairs: PairSet
+
+
+@dataclass(frozen=True)
+class BuiltinOrganism:
+    """One line of `refusalscope organism list`."""
+
+    kind: str
+    variant: str
+    summary: str
+    options: Mapping[str, Option]
+
+
+def list_builtin() -> list[BuiltinOrganism]:
+    """Every planted organism that `build` knows, with its options and their values."""
+    return [
+        BuiltinOrganism(ROUTES, name, variant.summary, variant.options)
+        for name, variant in VARIANTS.items()
+    ]
+
+
+def build(
+    kind: str = ROUTES,
+    variant: str = "base",
+    *,
+    seed: int = 0,
+    noise: float = 0.01,
+    comply_bias: float | None = None,
+    pairs: int | None = None,
+    allow_weak: bool = False,
+    **options: int,
+) -> Planted:
+    """A planted model, its truth and its pairs; the same arguments give the same bits.
+
+    noise: standard deviation of every weight. comply_bias: None is the variant's own (.75; .5
+    without heads); the page's figures of single models were taken at .5, where static heads
+    leave the control margin near 0. pairs: None is the variant's own (24; coalitions 96).
+    Raises InputError for an unknown kind, variant or option, and ModelError where fewer than 95 %
+    of the pairs follow the policy (harmful refused, control answered), for then the truth does not
+    describe the model; `allow_weak` builds it all the same.
+    """
+    if kind != ROUTES:
+        raise InputError(f"there is no planted model {kind!r}; there is {ROUTES}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be from 0 to below 2**63, got {seed}")
+    if not 0 <= noise < 1:
+        raise InputError(f"noise is a standard deviation from 0 to below 1, got {noise}")
+    if pairs is not None and pairs < 1:
+        raise InputError(f"pairs must be 1 or more, got {pairs}")
+    options = resolve_options(variant, options)
+    recipe = VARIANTS[variant].recipe(**options)
+    bias = recipe.comply_bias if comply_bias is None else comply_bias
+    model = _assemble(recipe, seed, noise, bias)
+    prompts = PromptRecipe(
+        seed=seed,
+        count=recipe.pairs if pairs is None else pairs,
+        contrast=recipe.contrast,
+        harmful_prefix=recipe.harmful_prefix,
+    )
+    drawn = draw_pairs(prompts)
+    accuracy = policy_accuracy(model, drawn)
+    if accuracy < POLICY_FLOOR and not allow_weak:
+        raise ModelError(
+            f"only {accuracy:.0%} of the pairs of {kind} {variant} (seed {seed}, noise {noise}, "
+            f"comply_bias {bias}) follow the planted policy, {POLICY_FLOOR:.0%} are needed; lower "
+            "the noise, raise comply_bias, or pass allow_weak=True"
+        )
+    truth = Truth(
+        generator=kind,
+        variant=variant,
+        options=options,
+        seed=seed,
+        noise=noise,
+        comply_bias=bias,
+        heads=tuple(_head_truth(head, recipe.heads) for head in recipe.heads),
+        units=tuple(UnitTruth(layer=u.layer, unit=u.unit, role=u.role) for u in recipe.units),
+        prompts=prompts,
+        expected=expected_of(variant, options, recipe, noise, bias),
+        policy_accuracy=accuracy,
+    )
+    return Planted(model, tokens.build_tokenizer(), truth, as_pair_set(drawn, f"{kind} {variant}"))
+
+
+def save(planted: Planted, folder: Path | str) -> Path:
+    """Writes checkpoint, tokenizer, chat template, generation config, `truth.json`, `pairs.jsonl`.
+
+    The folder appears whole or not at all. Raises RunError where it exists with something in it,
+    or cannot be written.
+    """
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(f"{target} exists already; name a new folder for the organism")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        planted.model.save_pretrained(partial, safe_serialization=True)
+        planted.tokenizer.save_pretrained(partial)
+        write_truth(planted.truth, partial)
+        _write_pairs(planted.pairs, partial)
+        os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise RunError(
+            f"the organism cannot be written to {target}: {cause}; free the disk or name "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def policy_accuracy(model: LlamaForCausalLM, pairs: Sequence[TokenPair]) -> float:
+    """The share of pairs whose harmful prompt is refused and whose control is answered.
+
+    Refused: logit(refuse) > logit(comply) at the last position.
+    """
+    refused = _margins(model, [harmful for harmful, _ in pairs]) > 0
+    answered = _margins(model, [control for _, control in pairs]) < 0
+    return float((refused & answered).float().mean())
+
+
+def _write_pairs(pairs: PairSet, folder: Path) -> None:
+    rows = (
+        {"id": p.id, "harmful": p.harmful, "harmless": p.harmless, "category": p.category}
+        for p in pairs
+    )
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / PAIRS_FILE).write_text(lines, encoding="utf-8")
+
+
+def _assemble(recipe: Recipe, seed: int, noise: float, comply_bias: float) -> LlamaForCausalLM:
+    generator = torch.Generator().manual_seed(seed)
+    model = construction.blank_model(noise, comply_bias, generator)
+    construction.mark_tokens(model, recipe.marks)
+    construction.plant(model, recipe.heads, recipe.units)
+    if recipe.rotated:
+        construction.rotate(model, generator)
+    return model
+
+
+def _head_truth(plan: HeadPlan, heads: Sequence[HeadPlan]) -> HeadTruth:
+    written = {*plan.output, *(plan.output2 or {})}
+    drives = tuple(
+        (other.layer, other.head)
+        for other in heads
+        if other.layer > plan.layer and written & {*other.value, *(other.value2 or {})}
+    )
+    return HeadTruth(
+        layer=plan.layer, head=plan.head, role=plan.role, drives=drives, acts=_where(plan)
+    )
+
+
+def _where(plan: HeadPlan) -> str:
+    if C.ASST in plan.query:
+        return "prompt_last"
+    watched = {C.HARM: "from:harmful_word", C.TEND: "from:think_end", C.BOSM: "everywhere"}
+    return watched[next(iter(plan.key))]
+
+
+def _margins(model: LlamaForCausalLM, rows: Sequence[list[int]]) -> torch.Tensor:
+    margins = []
+    for start in range(0, len(rows), POLICY_BATCH):
+        chunk = rows[start : start + POLICY_BATCH]
+        last = torch.tensor([len(ids) - 1 for ids in chunk])
+        # Padding comes after the read position, so causal attention never sees it.
+        padded = pad_sequence([torch.tensor(ids) for ids in chunk], True, tokens.PAD)
+        with torch.no_grad():
+            logits = model(padded, use_cache=False).logits[torch.arange(len(chunk)), last]
+        margins.append(logits[:, tokens.REFUSE] - logits[:, tokens.COMPLY])
+    return torch.cat(margins)

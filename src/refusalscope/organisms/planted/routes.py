@@ -1,0 +1,190 @@
+"""The routing organisms: which heads and units each variant plants, and what must be seen.
+
+Recipes of ../shared/methods/planted_models.md, sections 2 and 5. In all of them a detector reads
+the harmful word, a gate routes the detection at the prompt's tail, amplifiers turn the routed
+signal into U = refuse minus comply, and static heads write U in every prompt alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+from refusalscope.errors import InputError
+from refusalscope.organisms.planted import tokens
+from refusalscope.organisms.planted.construction import (
+    C,
+    HeadPlan,
+    UnitPlan,
+    Weights,
+    content_head,
+    tail_head,
+)
+
+HARM_INTENSITY = (0.7, 0.8, 0.9, 1.0, 1.0, 1.1, 1.2, 1.3)
+HARM2_SIGN = (1, -1, -1, 1, 1, -1, -1, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One organism of the family: what is planted and how its prompts differ from the plain ones.
+
+    `comply_bias` .75 keeps static heads off the knife edge at .5 (page, section 1).
+    """
+
+    heads: tuple[HeadPlan, ...] = ()
+    units: tuple[UnitPlan, ...] = ()
+    marks: Mapping[int, Weights] = field(default_factory=dict)
+    comply_bias: float = 0.75
+    pairs: int = 24
+    contrast: Literal["word", "tail"] = "word"
+    harmful_prefix: int = 0
+    rotated: bool = False
+
+
+gate = partial(tail_head, role="gate", value={C.DET: 1}, output={C.ROUTE: 1})
+backup = partial(tail_head, role="backup", value={C.DET: 1, C.ROUTE: -1}, output={C.ROUTE: 1})
+amplifier = partial(tail_head, role="amplifier", value={C.ROUTE: 1}, output={C.U: 2})
+static = partial(
+    content_head, role="static", key={C.BOSM: 8}, value={C.CONST: 0.125}, output={C.U: 1}
+)
+
+DETECTOR = content_head(1, 2, "detector", {C.HARM: 8}, {C.HARM: 1}, {C.DET: 1})
+GATE = gate(3, 1)
+AMPLIFIERS = (amplifier(5, 0), amplifier(5, 3), amplifier(6, 2))
+BYSTANDERS = (
+    content_head(7, 0, "direct", {C.HARM: 8}, {C.HARM: 1}, {C.U: 0.5}),
+    static(2, 6),
+    static(4, 5),
+    content_head(6, 5, "suppressor", {C.TEND: 8}, {C.TEND: 1}, {C.U: -6}),
+)
+# Writes far from U, but much: it is seen only through the final norm.
+TOPIC = content_head(4, 7, "topic", {C.HARM: 8}, {C.HARM: 1}, {C.NUIS: 4})
+
+
+def base() -> Recipe:
+    """O1: one detector, one gate, three amplifiers."""
+    return Recipe((DETECTOR, GATE, *AMPLIFIERS, TOPIC, *BYSTANDERS))
+
+
+def redundant(redundancy: int) -> Recipe:
+    """O2: gates that stand in for one another, so that no single one is necessary."""
+    gates = (GATE, backup(4, 2)) if redundancy == 2 else (gate(2, 1), backup(3, 1), backup(4, 2))
+    return Recipe((DETECTOR, *gates, *AMPLIFIERS, TOPIC, *BYSTANDERS))
+
+
+def split(parts: int) -> Recipe:
+    """O3: the gate's work shared equally by heads 0 to parts-1 of layer 3 (by head 1 alone)."""
+    places = (1,) if parts == 1 else range(parts)
+    gates = tuple(gate(3, head, output={C.ROUTE: 1 / parts}) for head in places)
+    return Recipe((DETECTOR, *gates, *AMPLIFIERS, TOPIC, *BYSTANDERS))
+
+
+def coalitions() -> Recipe:
+    """O4: amplifiers and counter heads that read the same gate and pull apart.
+
+    Harmful words carry a second intensity, uncorrelated with the first, that only counters read.
+    """
+    reader = replace(DETECTOR, value2={C.HARM2: 1}, output2={C.DET2: 1})
+    counters = tuple(
+        tail_head(layer, head, "counter", {C.ROUTE: 1, C.DET2: 0.555}, {C.U: -0.7})
+        for layer, head in ((5, 5), (6, 7))
+    )
+    marks = {
+        word: {C.HARM: harm, C.HARM2: 0.2 * sign}
+        for word, harm, sign in zip(tokens.HARMFUL_WORDS, HARM_INTENSITY, HARM2_SIGN, strict=True)
+    }
+    heads = (reader, GATE, *AMPLIFIERS, *counters, *BYSTANDERS)
+    return Recipe(heads, marks=marks, pairs=96)
+
+
+def rotated() -> Recipe:
+    """O14: the plain organism in a randomly turned residual basis."""
+    return replace(base(), rotated=True)
+
+
+def no_circuit() -> Recipe:
+    """O10: an MLP unit reads the tail token itself; no head carries anything between the prompts.
+
+    Without static heads U is 3 or 0, so a comply bias of .75 would be a knife edge: .5 it is.
+    """
+    reader = UnitPlan(3, 0, "tail_reader", {C.HARM2: 4, C.ASST: 4}, -6, {C.U: 1.5})
+    return Recipe(
+        units=(reader,),
+        marks={tokens.TAIL2: {C.ASST: 1.0, C.HARM2: 1.0}},
+        comply_bias=0.5,
+        contrast="tail",
+    )
+
+
+def long_prefix(prefix: int) -> Recipe:
+    """O7': the plain organism, every harmful prompt behind `prefix` filler tokens."""
+    return replace(base(), harmful_prefix=prefix)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An integer option of a variant."""
+
+    default: int
+    values: tuple[int, ...] | range
+
+    @property
+    def values_text(self) -> str:
+        if isinstance(self.values, range):
+            return f"{self.values[0]} to {self.values[-1]}"
+        return " or ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named recipe and one line on it; `recipe` takes the options by name."""
+
+    summary: str
+    recipe: Callable[..., Recipe]
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+VARIANTS: dict[str, Variant] = {
+    "base": Variant("one gate drives three amplifiers", base),
+    "backup": Variant(
+        "gates that stand in for one another", redundant, {"redundancy": Option(2, (2, 3))}
+    ),
+    "split": Variant(
+        "a gate shared equally by several heads", split, {"parts": Option(2, (1, 2, 4, 8))}
+    ),
+    "coalitions": Variant("heads for and against refusal read one gate", coalitions),
+    "rotated": Variant("the base model in a random residual basis", rotated),
+    "no_circuit": Variant("an MLP unit decides; no head matters", no_circuit),
+    "long_prefix": Variant(
+        "the base model, harmful prompts behind filler",
+        long_prefix,
+        {"prefix": Option(60, range(1, 513))},
+    ),
+}
+
+
+def resolve_options(variant: str, options: Mapping[str, int]) -> dict[str, int]:
+    """Every option of a variant with its value, defaults filled in.
+
+    Raises InputError for an unknown variant, option or value.
+    """
+    if variant not in VARIANTS:
+        raise InputError(
+            f"planted-routes has no variant {variant!r}; choose one of {', '.join(VARIANTS)}"
+        )
+    known = VARIANTS[variant].options
+    for name, value in options.items():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise InputError(
+                f"the variant {variant!r} has no option {name!r}; its options are: {listed}"
+            )
+        if value not in known[name].values:
+            raise InputError(
+                f"{name} of the variant {variant!r} must be {known[name].values_text}, "
+                f"got {value!r}"
+            )
+    return {name: options.get(name, option.default) for name, option in known.items()}

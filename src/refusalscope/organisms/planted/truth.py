@@ -1,0 +1,111 @@
+"""`truth.json`: what was planted into a checkpoint, beside the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from refusalscope.errors import InputError
+from refusalscope.organisms.planted.prompts import PromptRecipe
+
+TRUTH_FILE = "truth.json"
+# Planted, but equal in both conditions or silent in these prompts: no method should name one.
+NOT_IN_THE_CIRCUIT = ("static", "suppressor")
+
+
+PositionMap = Literal["last", "left", "right"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HeadTruth(_Record):
+    """One planted head. `drives` lists the deeper planted heads whose values read what it writes.
+
+    `acts` is where it writes something else than noise: "prompt_last", "everywhere", or "from:WORD"
+    for every position from the first token of that class on.
+    """
+
+    layer: int
+    head: int
+    role: str
+    drives: tuple[tuple[int, int], ...]
+    acts: str
+
+
+class UnitTruth(_Record):
+    """One planted MLP unit."""
+
+    layer: int
+    unit: int
+    role: str
+
+
+class Expected(_Record):
+    """A quantity that the organism must show, within `tolerance`, over seeds at noise up to .01.
+
+    quantity: "margin_harmful" or "margin_harmless" (logit(refuse) - logit(comply) at the last
+    position), "necessity" (interchange of the z of `heads` together under the position map
+    `positions`, over the gap of the two margins), "largest_necessity" (largest absolute necessity
+    of any single head of the model).
+    """
+
+    quantity: Literal["margin_harmful", "margin_harmless", "necessity", "largest_necessity"]
+    heads: tuple[tuple[int, int], ...] = ()
+    positions: PositionMap = "last"
+    value: float
+    tolerance: float
+
+
+class Truth(_Record):
+    """The record of one organism. `policy_accuracy` is measured at build time, over its pairs."""
+
+    schema_version: Literal[1] = 1
+    generator: str
+    variant: str
+    options: dict[str, int]
+    seed: int
+    noise: float
+    comply_bias: float
+    heads: tuple[HeadTruth, ...]
+    units: tuple[UnitTruth, ...]
+    prompts: PromptRecipe
+    expected: tuple[Expected, ...]
+    policy_accuracy: float
+
+    @property
+    def circuit(self) -> frozenset[tuple[int, int]]:
+        """The heads that a method should find: planted, and different between the two prompts."""
+        return frozenset(
+            (head.layer, head.head) for head in self.heads if head.role not in NOT_IN_THE_CIRCUIT
+        )
+
+    def with_role(self, role: str) -> tuple[tuple[int, int], ...]:
+        """(layer, head) of every planted head of a role."""
+        return tuple((head.layer, head.head) for head in self.heads if head.role == role)
+
+
+def write_truth(truth: Truth, folder: Path) -> None:
+    """Writes `truth.json` into an existing folder."""
+    (folder / TRUTH_FILE).write_text(truth.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_truth(folder: Path | str) -> Truth:
+    """The truth record of a saved organism. Raises InputError where it is absent or broken."""
+    path = Path(folder) / TRUTH_FILE
+    try:
+        return Truth.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            f"{path} cannot be read; a planted model is built with `refusalscope organism build`"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(
+            f"{path} is not a truth record of this version: {where}: {first['msg']}; "
+            "build the organism again"
+        ) from None

@@ -1,0 +1,32 @@
+"""Intervals and tests: the one place of every statistical formula in this package.
+
+SciPy, scikit-learn and statsmodels compute wherever they have the method. Every function that draws
+at random takes a seed or a generator, and says what it returns when the data cannot carry the
+question (too few rows, one class, no spread) instead of failing or returning a false certainty.
+"""
+
+from refusalscope.stats.auroc import auroc
+from refusalscope.stats.bootstrap import mean_interval
+from refusalscope.stats.equivalence import Equivalence, tost
+from refusalscope.stats.interval import Interval
+from refusalscope.stats.max_t import MaxT, max_t_signflip
+from refusalscope.stats.multiple import fdr_bh
+from refusalscope.stats.paired import McNemar, PairedDifference, mcnemar, paired_difference
+from refusalscope.stats.proportions import clopper_pearson, wilson
+
+__all__ = [
+    "Equivalence",
+    "Interval",
+    "MaxT",
+    "McNemar",
+    "PairedDifference",
+    "auroc",
+    "clopper_pearson",
+    "fdr_bh",
+    "max_t_signflip",
+    "mcnemar",
+    "mean_interval",
+    "paired_difference",
+    "tost",
+    "wilson",
+]

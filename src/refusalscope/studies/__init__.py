@@ -1,0 +1,1 @@
+"""Studies: settings in, result out, tables and arrays in the run folder."""

@@ -1,0 +1,85 @@
+"""What cues that are not harm can do on the same prompts: the last token, the final mark, length, words.
+
+A direction that separates no better than these may have learnt them (harmfulness_and_refusal section 7).
+Baselines are fitted on the fit split and scored on the report split, as the direction is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from refusalscope.prompts import final_character_class
+from refusalscope.stats import auroc
+
+Array = npt.NDArray[np.float64]
+
+
+def shortcuts(
+    fit_texts: Sequence[str],
+    fit_harmful: Sequence[bool],
+    report_texts: Sequence[str],
+    report_harmful: Sequence[bool],
+    belief: Array,
+    seed: int,
+) -> pd.DataFrame:
+    """AUROC of harm on the report split, of the belief score and of each shortcut, with verdicts."""
+    labels = np.array(fit_harmful)
+
+    def odds(feature) -> Array:
+        """Smoothed log-odds of the label given one feature, learnt on the fit split."""
+        counts = [
+            Counter(feature(t) for t in np.array(fit_texts)[labels == side]) for side in (1, 0)
+        ]
+        return np.array(
+            [
+                np.log((counts[0][feature(t)] + 0.5) / (labels.sum() + 1))
+                - np.log((counts[1][feature(t)] + 0.5) / ((~labels).sum() + 1))
+                for t in report_texts
+            ]
+        )
+
+    def model(**options) -> Array:
+        pipe = make_pipeline(TfidfVectorizer(**options), LogisticRegression(max_iter=1000))
+        return pipe.fit(list(fit_texts), labels).decision_function(list(report_texts))
+
+    lengths = np.array([len(text.split()) for text in report_texts], dtype=float)
+    fit_lengths = np.array([len(text.split()) for text in fit_texts], dtype=float)
+    sign = 1.0 if fit_lengths[labels].mean() >= fit_lengths[~labels].mean() else -1.0
+    scores = {
+        "belief (delta_harmful)": belief,
+        "final punctuation": odds(final_character_class),
+        "last word": odds(lambda text: text.lower().split()[-1].strip(".?!")),
+        "length in words": sign * lengths,
+        "character n-grams": model(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+        "words": model(lowercase=True, sublinear_tf=True),
+    }
+    areas = {name: auroc(report_harmful, score, seed=seed) for name, score in scores.items()}
+    own = areas["belief (delta_harmful)"].value
+    rows = []
+    for name, area in areas.items():
+        if name.startswith("belief"):
+            verdict = "the score under test"
+        elif area.value >= own - 0.02:
+            verdict = "as good as belief: the score cannot be told from this cue here"
+        elif area.low > 0.5:
+            verdict = "carries some of the label, less than belief"
+        else:
+            verdict = "no better than chance"
+        rows.append(
+            {
+                "name": name,
+                "auroc": area.value,
+                "auroc_low": area.low,
+                "auroc_high": area.high,
+                "verdict": verdict,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,151 @@
+"""The patient with its prompts, prepared once for all studies: splits, replies, verdicts, margin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from refusalscope.errors import InputError
+from refusalscope.judge.behaviour import learn_margin, margins, prompt_table, rates, reply
+from refusalscope.model import ChatModel, Cost, RefusalMargin, Rendered
+from refusalscope.progress import Progress, Silent
+from refusalscope.prompts import Prompt, PromptSet
+from refusalscope.runs import Run
+
+SPLITS = ("fit", "select", "report")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A chat model and the prompts it is studied on.
+
+    table: the run's `prompts` table, row for row with `prompts` and `rendered`. margin: None where the
+    openings of refusals and replies could not be learnt (a model that never refuses, or always does).
+    """
+
+    chat: ChatModel
+    prompts: tuple[Prompt, ...]
+    rendered: tuple[Rendered, ...]
+    table: pd.DataFrame
+    margin: RefusalMargin | None
+
+    def pick(self, split: str, label: str | None = None, verdict: str | None = None) -> list[int]:
+        """Indices of the prompts of a split, and of a label and a verdict if given."""
+        mask = self.table["split"] == split
+        if label is not None:
+            mask &= self.table["label"] == label
+        if verdict is not None:
+            mask &= self.table["verdict"] == verdict
+        return np.flatnonzero(mask).tolist()
+
+    def take(self, indices: Sequence[int]) -> list[Rendered]:
+        return [self.rendered[i] for i in indices]
+
+    def harmful(self, indices: Sequence[int]) -> npt.NDArray[np.bool_]:
+        return (self.table["label"].to_numpy()[indices] == "harmful").astype(bool)
+
+
+@contextmanager
+def spending(run: Run, chat: ChatModel) -> Iterator[None]:
+    """Count what the model spends inside to the run's next table."""
+    before = replace(chat.cost)
+    yield
+    run.add_cost(**spent(before, chat.cost))
+
+
+def spent(before: Cost, after: Cost) -> dict[str, int]:
+    return {
+        "forwards": after.forwards - before.forwards,
+        "token_layers": after.token_layers - before.token_layers,
+        "tokens": after.tokens - before.tokens,
+    }
+
+
+def prepare(
+    run: Run,
+    chat: ChatModel,
+    splits: dict[str, PromptSet],
+    *,
+    judge: str,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Subject:
+    """Render, reply, judge, and learn the refusal margin on the fit split; writes `prompts` and rates.
+
+    A run that has these tables already is read instead of computed again. With `keep_text` the prompts and
+    replies are stored too, as table `replies`.
+    """
+    progress = progress or Silent()
+    prompts = tuple(prompt for name in SPLITS for prompt in splits[name])
+    names = [name for name in SPLITS for _ in splits[name]]
+    rendered = tuple(chat.render(prompts))
+    if not run.has_table("behaviour.rates"):
+        with spending(run, chat):
+            said = reply(
+                chat,
+                rendered,
+                judge,
+                max_new_tokens,
+                progress=progress.track("replies to the prompts"),
+            )
+            margin = _learn(run, said.verdicts, said.first, names)
+            scores = (
+                np.full(len(prompts), np.nan) if margin is None else margins(chat, rendered, margin)
+            )
+        if margin is not None:
+            run.write_array(
+                "openings", {"refuse": np.array(margin.refuse), "reply": np.array(margin.reply)}
+            )
+        if run.keep_text:
+            texts = pd.DataFrame(
+                {
+                    "id": [p.id for p in prompts],
+                    "prompt": [p.text for p in prompts],
+                    "rendered": [r.text for r in rendered],
+                    "reply": said.texts,
+                }
+            )
+            run.write_table("replies", texts)
+        table = prompt_table(prompts, rendered, names, said.verdicts, scores)
+        run.write_table("prompts", table)
+        _warn(run, table)
+        run.write_table("behaviour.rates", rates(table[table["split"] == "report"], seed))
+    table = run.table("prompts")
+    openings = run.array("openings") if "openings" in run.arrays() else None
+    learnt = None
+    if openings is not None:
+        learnt = RefusalMargin(
+            tuple(openings["refuse"].tolist()), tuple(openings["reply"].tolist())
+        )
+    return Subject(chat, prompts, rendered, table, learnt)
+
+
+def _learn(
+    run: Run, verdicts: Sequence, first: Sequence[int], names: Sequence[str]
+) -> RefusalMargin | None:
+    fit = [i for i, name in enumerate(names) if name == "fit"]
+    try:
+        return learn_margin([verdicts[i] for i in fit], [first[i] for i in fit])
+    except InputError as error:
+        run.warn(f"No refusal margin: {error}.")
+        return None
+
+
+def _warn(run: Run, table: pd.DataFrame) -> None:
+    merged = int(table["boundary_merge"].sum())
+    if merged:
+        run.warn(
+            f"{merged} of {len(table)} prompts end in a token that the tokenizer merged with the chat "
+            f"template, so their last instruction token is partly template."
+        )
+    empty = int((table["verdict"] == "empty").sum())
+    if empty:
+        run.warn(
+            f"{empty} of {len(table)} replies were empty; they count as neither refused nor answered."
+        )

@@ -1,0 +1,210 @@
+"""The slow and obvious reference for planted models: one hooked forward per head.
+
+A pre-hook on `self_attn.o_proj` replaces the slice of one head (or of a few) in `z` by that of the
+donor prompt. Only rows of equal length run together, so that nothing is ever padded.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+
+REFUSE, COMPLY = 4, 5
+Head = tuple[int, int]
+Pair = tuple[list[int], list[int]]
+
+
+def margins(model, rows: Sequence[list[int]], edits=()) -> np.ndarray:
+    """logit(refuse) - logit(comply) at the last position of every row, under `edits`."""
+    return _read(model, rows, lambda output: _margin(output.logits), edits)
+
+
+def policy_accuracy(model, pairs: Sequence[Pair]) -> float:
+    """The share of pairs whose harmful prompt is refused and whose control is answered."""
+    harmful, control = (margins(model, side) for side in zip(*pairs, strict=True))
+    return float(np.mean((harmful > 0) & (control < 0)))
+
+
+def necessities(model, pairs, sets: Iterable[Sequence[Head]], positions="last") -> list[float]:
+    """For every set of heads, the mean margin that the harmful prompts lose when those heads take
+    the control's z, over the gap."""
+    harmful, control = (list(side) for side in zip(*pairs, strict=True))
+    clean, reply = margins(model, harmful), margins(model, control)
+    swap = _swapper(model, harmful, control, positions)
+    lost = [(clean - margins(model, harmful, swap(heads))).mean() for heads in sets]
+    return [float(value / (clean - reply).mean()) for value in lost]
+
+
+def sufficiencies(model, pairs, sets: Iterable[Sequence[Head]], positions="last") -> list[float]:
+    """For every set of heads, the mean margin that the controls gain when those heads take the
+    harmful prompt's z, over the gap."""
+    harmful, control = (list(side) for side in zip(*pairs, strict=True))
+    clean, refusal = margins(model, control), margins(model, harmful)
+    swap = _swapper(model, control, harmful, positions)
+    gained = [(margins(model, control, swap(heads)) - clean).mean() for heads in sets]
+    return [float(value / (refusal - clean).mean()) for value in gained]
+
+
+def zero_ablation(model, pairs, heads: Iterable[Head]) -> float:
+    """Mean margin that the harmful prompts lose when `heads` write 0 at the end, over the gap."""
+    harmful = [pair[0] for pair in pairs]
+    nothing = [torch.zeros(_layers(model), len(ids), _width(model)) for ids in harmful]
+    edits = [(head, nothing, [[(len(ids) - 1,) * 2] for ids in harmful]) for head in heads]
+    return float((margins(model, harmful) - margins(model, harmful, edits)).mean()) / gap(
+        model, pairs
+    )
+
+
+def failed(model, pairs, expected) -> list[str]:
+    """The expected values of a truth record that the model does not show, in words."""
+    harmful, control = (list(side) for side in zip(*pairs, strict=True))
+    found: dict[int, float] = {}
+    for kind in {item.positions for item in expected if item.quantity == "necessity"}:
+        asked = [
+            i for i, e in enumerate(expected) if (e.quantity, e.positions) == ("necessity", kind)
+        ]
+        values = necessities(model, pairs, [expected[i].heads for i in asked], kind)
+        found.update(zip(asked, values, strict=True))
+    for i, item in enumerate(expected):
+        if item.quantity == "margin_harmful":
+            found[i] = float(margins(model, harmful).mean())
+        if item.quantity == "margin_harmless":
+            found[i] = float(margins(model, control).mean())
+        if item.quantity == "largest_necessity":
+            singles = necessities(model, pairs, [[head] for head in all_heads(model)])
+            found[i] = max(map(abs, singles))
+    return [
+        f"{item.quantity} {list(item.heads)} {item.positions}: {found[i]:.4f}, expected "
+        f"{item.value} +- {item.tolerance}"
+        for i, item in enumerate(expected)
+        if not abs(found[i] - item.value) <= item.tolerance
+    ]
+
+
+def gap(model, pairs) -> float:
+    """Mean margin of the harmful prompts minus that of their controls."""
+    harmful, control = (margins(model, side) for side in zip(*pairs, strict=True))
+    return float((harmful - control).mean())
+
+
+def all_heads(model) -> list[Head]:
+    heads = range(model.config.num_attention_heads)
+    return [(layer, head) for layer in range(_layers(model)) for head in heads]
+
+
+def position_map(kind: str, target: int, donor: int) -> list[tuple[int, int]]:
+    """(target position, donor position) of the maps of alignment_routes.md, 1.1."""
+    shorter = min(target, donor)
+    if kind == "last":
+        return [(target - 1, donor - 1)]
+    if kind == "left":
+        return [(t, t) for t in range(shorter)]
+    if kind == "right":
+        return [(target - 1 - t, donor - 1 - t) for t in range(shorter)]
+    raise ValueError(kind)
+
+
+def head_states(model, ids: list[int]) -> torch.Tensor:
+    """The input of every output projection: [layers, positions, heads * head_dim]."""
+    seen: dict[int, torch.Tensor] = {}
+    with ExitStack() as stack:
+        for layer, block in enumerate(model.model.layers):
+
+            def keep(module, args, layer=layer):
+                seen[layer] = args[0][0].clone()
+
+            stack.enter_context(_hook(block.self_attn.o_proj, keep))
+        with torch.no_grad():
+            model(torch.tensor([ids]))
+    return torch.stack([seen[layer] for layer in range(_layers(model))])
+
+
+def final_states(model, rows: Sequence[list[int]]) -> np.ndarray:
+    """The residual stream before the final norm at the last position: [rows, d_model]."""
+    found = []
+    for ids in rows:
+
+        def keep(module, args):
+            found.append(args[0][0, -1].double().numpy())
+
+        with _hook(model.model.norm, keep), torch.no_grad():
+            model(torch.tensor([ids]))
+    return np.stack(found)
+
+
+def direct_writes(model, rows: Sequence[list[int]], heads: Iterable[Head]) -> np.ndarray:
+    """What `heads` write along logit(refuse) - logit(comply) at the last position, no final norm."""
+    direction = (model.lm_head.weight[REFUSE] - model.lm_head.weight[COMPLY]).double()
+    total = np.zeros(len(rows))
+    for i, ids in enumerate(rows):
+        z = head_states(model, ids)[:, -1].double()
+        for layer, head in heads:
+            output = model.model.layers[layer].self_attn.o_proj.weight.double()
+            width = output.shape[1] // model.config.num_attention_heads
+            part = slice(head * width, (head + 1) * width)
+            total[i] += float(direction @ (output[:, part] @ z[layer, part]))
+    return total
+
+
+def _swapper(model, target, donor, positions):
+    states = [head_states(model, ids) for ids in donor]
+    places = [position_map(positions, len(a), len(b)) for a, b in zip(target, donor, strict=True)]
+    return lambda heads: [(head, states, places) for head in heads]
+
+
+def _read(model, rows, metric, edits) -> np.ndarray:
+    """`edits`: (head, donor states per row, [(target, donor) positions] per row)."""
+    same_length = defaultdict(list)
+    for i, ids in enumerate(rows):
+        same_length[len(ids)].append(i)
+    values = np.zeros(len(rows))
+    for chosen in same_length.values():
+        with ExitStack() as stack, torch.no_grad():
+            for (layer, head), states, places in edits:
+
+                def replace(
+                    module,
+                    args,
+                    layer=layer,
+                    head=head,
+                    states=states,
+                    places=places,
+                    chosen=chosen,
+                ):
+                    z = args[0].clone()
+                    width = z.shape[-1] // model.config.num_attention_heads
+                    part = slice(head * width, (head + 1) * width)
+                    for row, i in enumerate(chosen):
+                        for here, there in places[i]:
+                            z[row, here, part] = states[i][layer, there, part]
+                    return (z,)
+
+                stack.enter_context(_hook(model.model.layers[layer].self_attn.o_proj, replace))
+            output = model(torch.tensor([rows[i] for i in chosen]))
+        values[chosen] = metric(output).numpy()
+    return values
+
+
+@contextmanager
+def _hook(module, function) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(function)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _margin(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, -1, REFUSE] - logits[:, -1, COMPLY]
+
+
+def _layers(model) -> int:
+    return model.config.num_hidden_layers
+
+
+def _width(model) -> int:
+    return model.model.layers[0].self_attn.o_proj.in_features

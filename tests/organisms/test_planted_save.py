@@ -1,0 +1,113 @@
+"""Saved planted models are ordinary checkpoints with their truth beside them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from refusalscope.errors import InputError, RunError
+from refusalscope.organisms.planted import build, organism, read_truth, save
+from refusalscope.organisms.planted.routes import VARIANTS
+from refusalscope.prompts.readers import read_pairs
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    planted = build(seed=2)
+    return planted, save(planted, tmp_path_factory.mktemp("organisms") / "base")
+
+
+def test_the_generic_loader_gives_the_same_model_and_tokenizer(saved):
+    planted, folder = saved
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model) is type(planted.model)
+    assert model.dtype == torch.float32
+    original = planted.model.state_dict()
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == planted.tokenizer.chat_template
+    assert tokenizer("w0 harm1")["input_ids"] == [24, 9]
+    assert tokenizer.pad_token_id == model.config.pad_token_id == 0
+
+
+def test_there_is_no_pickle_in_the_folder(saved):
+    names = {path.name for path in saved[1].iterdir()}
+    assert names == {
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "pairs.jsonl",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "truth.json",
+    }
+
+
+def test_the_truth_reads_back_as_written(saved):
+    planted, folder = saved
+    assert read_truth(folder) == planted.truth
+
+
+def test_the_pairs_read_back_as_written(saved):
+    planted, folder = saved
+    pairs = read_pairs(folder / "pairs.jsonl")
+    assert not pairs.skipped
+    assert [(p.id, p.harmful, p.harmless, p.category) for p in pairs] == [
+        (p.id, p.harmful, p.harmless, p.category) for p in planted.pairs
+    ]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_says_the_decision_word_and_stops(variant, tmp_path):
+    planted = build("planted-routes", variant, pairs=6)
+    folder = save(planted, tmp_path / "saved")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for pair in planted.pairs:
+        for text, word in ((pair.harmful, "refuse"), (pair.harmless, "comply")):
+            turn = [{"role": "user", "content": text}]
+            prompt = tokenizer.apply_chat_template(
+                turn, add_generation_prompt=True, return_tensors="pt"
+            )
+            reply = model.generate(**prompt)[0, prompt["input_ids"].shape[1] :]
+            assert tokenizer.decode(reply) == f"{word} <eos>"
+
+
+def test_a_folder_with_something_in_it_is_left_alone(saved, tmp_path):
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(RunError, match="exists already"):
+        save(saved[0], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_a_failed_save_leaves_nothing_behind(saved, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(organism, "write_truth", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        save(saved[0], tmp_path / "organism")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_truth_is_said_to_be_absent(tmp_path):
+    with pytest.raises(InputError, match="refusalscope organism build"):
+        read_truth(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"surprise": 1}, {"heads": "none"}])
+def test_a_truth_of_another_form_is_refused_with_the_field(saved, tmp_path, change):
+    record = json.loads((saved[1] / "truth.json").read_text())
+    (tmp_path / "truth.json").write_text(json.dumps(record | change))
+    with pytest.raises(InputError, match=next(iter(change))):
+        read_truth(tmp_path)
+
+
+def test_a_truth_that_is_not_json_is_refused(tmp_path):
+    (tmp_path / "truth.json").write_text("{")
+    with pytest.raises(InputError, match="not a truth record"):
+        read_truth(tmp_path)
