@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from refusalscope.prompts import (
     bundled_pairs,
     check_leakage,
     check_overlap,
+    concat,
     read_pairs,
     read_prompts,
     require_enough,
@@ -27,7 +26,7 @@ from refusalscope.studies.directions import DirectionsSettings, preset, run_dire
 from refusalscope.studies.subject import SPLITS, prepare
 
 FRACTIONS = {"fit": 0.5, "select": 0.2, "report": 0.3}
-PathLike = str | os.PathLike[str]
+PathLike = str | Path
 
 
 def audit_model(
@@ -56,7 +55,6 @@ def audit_model(
     data = load_prompts(pairs, harmful, harmless)
     splits = split_prompts(data, chosen.seed)
     chat = model if isinstance(model, ChatModel) else ChatModel.load(model, dtype=dtype, device=device)
-    sources = [source for part in data for source in part.sources]
     run = Run.create(
         out,
         command=command,
@@ -64,7 +62,7 @@ def audit_model(
         inputs={
             "model": chat.fingerprint,
             "dtype": str(chat.dtype),
-            "sources": [source.sha256 for source in sources],
+            "sources": [source.sha256 for source in data.sources],
             "prompts": {name: [prompt.id for prompt in splits[name]] for name in SPLITS},
         },
         resume=resume,
@@ -91,8 +89,8 @@ def load_prompts(
     pairs: PathLike | PairSet | None,
     harmful: PathLike | PromptSet | None,
     harmless: PathLike | PromptSet | None,
-) -> list[PairSet] | list[PromptSet]:
-    """Read what the user gave, or the bundled pairs: one PairSet, or a harmful and a harmless PromptSet."""
+) -> PairSet | PromptSet:
+    """Read what the user gave, or the bundled pairs; prompts of two files come back as one set."""
     if pairs is not None and (harmful is not None or harmless is not None):
         raise InputError("give either pairs, or harmful and harmless prompts, not both")
     if (harmful is None) != (harmless is None):
@@ -100,25 +98,21 @@ def load_prompts(
         raise InputError(f"the {missing} prompts are missing: give --harmful and --harmless together")
     if harmful is None or harmless is None:
         if pairs is None:
-            return [bundled_pairs()]
-        return [pairs if isinstance(pairs, PairSet) else read_pairs(pairs)]
+            return bundled_pairs()
+        return pairs if isinstance(pairs, PairSet) else read_pairs(pairs)
     bad = harmful if isinstance(harmful, PromptSet) else read_prompts(harmful, label="harmful")
     good = harmless if isinstance(harmless, PromptSet) else read_prompts(harmless, label="harmless")
     check_overlap(bad, good)
-    return [bad, good]
+    return concat(bad, good)
 
 
-def split_prompts(data: Sequence[PairSet] | Sequence[PromptSet], seed: int) -> dict[str, PromptSet]:
+def split_prompts(data: PairSet | PromptSet, seed: int) -> dict[str, PromptSet]:
     """Disjoint fit, select and report splits; raises LeakageError should a prompt stand on two sides."""
-    parts = []
-    for given in data:
-        require_enough(given)
-        parts.append(split(given, FRACTIONS, seed=seed))
-    splits: dict[str, PromptSet] = {}
-    for name in SPLITS:
-        found = [part[name] for part in parts]
-        sets = [each.prompts() if isinstance(each, PairSet) else each for each in found]
-        splits[name] = PromptSet(tuple(prompt for each in sets for prompt in each))
+    require_enough(data)
+    if isinstance(data, PairSet):
+        splits = {name: side.prompts() for name, side in split(data, FRACTIONS, seed=seed).items()}
+    else:
+        splits = split(data, FRACTIONS, seed=seed)
     check_leakage(splits)
     return splits
 
@@ -127,7 +121,7 @@ def _describe(
     run: Run,
     chat: ChatModel,
     settings: DirectionsSettings,
-    data: Sequence[PairSet] | Sequence[PromptSet],
+    data: PairSet | PromptSet,
     splits: dict[str, PromptSet],
 ) -> None:
     marks = chat.fingerprint
@@ -155,14 +149,12 @@ def _describe(
                 "licence": source.licence,
                 "n": source.n,
             }
-            for part in data
-            for source in part.sources
+            for source in data.sources
         ],
         seeds={"splits": settings.seed, "bootstrap": settings.seed, "random_directions": settings.seed},
         split_sizes={name: len(prompts) for name, prompts in splits.items()},
     )
-    for part in data:
-        for bad in part.skipped[:20]:
-            run.warn(f"Row {bad.line} of a prompt file was not used: {bad.reason}.")
-        if len(part.skipped) > 20:
-            run.warn(f"{len(part.skipped) - 20} more rows of a prompt file were not used.")
+    for bad in data.skipped[:20]:
+        run.warn(f"Row {bad.line} of a prompt file was not used: {bad.reason}.")
+    if len(data.skipped) > 20:
+        run.warn(f"{len(data.skipped) - 20} more rows of the prompt files were not used.")

@@ -66,5 +66,5 @@ def test_the_published_rule_counts_phrases_anywhere_and_no_empty_reply():
 
 
 def test_an_unknown_preset_names_those_there_are():
-    with pytest.raises(InputError, match="arditi2024, opening"):
+    with pytest.raises(InputError, match="arditi2024, opening, planted"):
         judge_reply("x", "nope")

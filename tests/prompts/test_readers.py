@@ -154,7 +154,7 @@ def test_label_argument_fills_in_but_never_overrides_the_file(tmp_path: Path) ->
     assert [(p.text, p.label) for p in prompts] == [("a", "harmless"), ("c", "harmless")]
     assert "labelled harmful" in prompts.skipped[0].reason
     with pytest.raises(InputError, match="harmful or harmless"):
-        read_prompts(path, label="safe")
+        read_prompts(path, label="safe")  # type: ignore[arg-type]
 
 
 def test_column_and_category_name_the_columns_to_read(tmp_path: Path) -> None:
@@ -163,7 +163,14 @@ def test_column_and_category_name_the_columns_to_read(tmp_path: Path) -> None:
     assert (prompt.text, prompt.category, prompt.label) == ("hello", "tea", "harmless")
     for wrong in ({"column": "z"}, {"column": "q", "category": "z"}):
         with pytest.raises(InputError, match=r"no column 'z'.*'q', 'kind', 'label'"):
-            read_prompts(path, **wrong)
+            read_prompts(path, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_input_of_an_alpaca_row_follows_its_instruction(tmp_path: Path) -> None:
+    # Alpaca has a column "text" too, which holds the whole rendered prompt with its answer.
+    content = "instruction,input,output,text\nSum up.,A story.,x,y\nGreet.,,x,y\n"
+    prompts = read_prompts(_write(tmp_path, "a.csv", content))
+    assert prompts.texts == ("Sum up.\n\nA story.", "Greet.")
 
 
 def test_unknown_columns_raise_and_name_what_was_found_what_is_known_and_the_way_out(

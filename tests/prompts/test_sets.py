@@ -44,7 +44,7 @@ def test_an_empty_text_or_an_unknown_label_raises() -> None:
     with pytest.raises(InputError, match="'a' has an empty text"):
         Prompt("a", " \n")
     with pytest.raises(InputError, match="label 'bad'"):
-        Prompt("a", "x", "bad")
+        Prompt("a", "x", "bad")  # type: ignore[arg-type]
 
 
 def test_repeated_ids_raise() -> None:
@@ -61,7 +61,7 @@ def test_of_and_in_category_select_and_name_what_is_unknown() -> None:
     with pytest.raises(InputError, match=r"category 'rum'.*milk, tea"):
         both.in_category("rum")
     with pytest.raises(InputError, match="harmful or harmless"):
-        both.of("bad")
+        both.of("bad")  # type: ignore[arg-type]
 
 
 def test_a_pair_set_gives_both_members_with_ids_by_pair_and_label() -> None:

@@ -57,6 +57,20 @@ def test_every_category_is_shared_out_in_proportion() -> None:
         assert all(abs(count - expected) <= 1 for count in counts.values())
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_categories_of_odd_sizes_are_shared_out_in_proportion(seed: int) -> None:
+    sizes = {"a": 5, "b": 7, "c": 9, "d": 11, "e": 13, "f": 6}
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    prompts = [
+        Prompt(f"p{i}", f"{_word(i)} {_word(-i - 1)}", category=c) for i, c in enumerate(names)
+    ]
+    shares = {"fit": 0.5, "select": 0.2, "report": 0.3}
+    sides = split(PromptSet(tuple(prompts)), shares, seed=seed)
+    for side, share in shares.items():
+        counts = Counter(p.category for p in sides[side])
+        assert all(abs(counts[name] - share * size) <= 1.5 for name, size in sizes.items())
+
+
 def test_categories_of_one_prompt_do_not_all_go_to_one_side() -> None:
     sides = split(_unlike(40, categories=40))
     assert [len(side) for side in sides.values()] == [20, 10, 10]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refusalscope.errors import InputError
@@ -39,6 +39,7 @@ def test_the_registry_holds_the_wrappers_that_the_studies_name() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WRAPPERS))
+@example(text="half a pair: \ud800")
 @given(text=ANY_TEXT)
 def test_unwrap_gives_back_any_text_exactly(name: str, text: str) -> None:
     assert unwrap(name, wrap(name, text)) == text

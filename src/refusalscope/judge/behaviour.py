@@ -69,9 +69,8 @@ def rates(prompts: pd.DataFrame, seed: int) -> pd.DataFrame:
     frames = []
     for label, group in prompts.groupby("label", sort=True):
         parts = [("all", group)]
-        parts += (
-            list(group.groupby("category", sort=True)) if group["category"].notna().any() else []
-        )
+        if group["category"].notna().any():
+            parts += [(str(name), part) for name, part in group.groupby("category", sort=True)]
         for category, part in parts:
             rate = wilson(int(part["refused"].sum()), len(part))
             known = part["refusal_margin"].dropna().to_numpy()
@@ -104,7 +103,7 @@ def prompt_table(
     return pd.DataFrame(
         {
             "id": [prompt.id for prompt in prompts],
-            "pair_id": [prompt.id.rpartition("/")[0] or None for prompt in prompts],
+            "pair_id": [_pair_id(prompt) for prompt in prompts],
             "label": [prompt.label for prompt in prompts],
             "category": [prompt.category for prompt in prompts],
             "source": [prompt.source for prompt in prompts],
@@ -116,3 +115,9 @@ def prompt_table(
             "boundary_merge": [row.boundary_merge for row in rendered],
         }
     )
+
+
+def _pair_id(prompt: Prompt) -> str | None:
+    """Members of a pair are named "PAIR/harmful" and "PAIR/harmless"."""
+    pair, _, member = prompt.id.rpartition("/")
+    return pair if pair and member == prompt.label else None

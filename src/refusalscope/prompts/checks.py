@@ -57,10 +57,8 @@ def find_leakage(
         )
         for i, j, cosine in zip(rows.tolist(), columns.tolist(), cosines.tolist(), strict=True):
             exact = plain[bounds[a] + i] == plain[bounds[b] + j]
-            similarity = 1.0 if exact else min(cosine, 1.0)
-            leaks.append(
-                Leak(name_a, sets[name_a][i].id, name_b, sets[name_b][j].id, similarity, exact)
-            )
+            ids = (sets[name_a][i].id, sets[name_b][j].id)
+            leaks.append(Leak(name_a, ids[0], name_b, ids[1], min(cosine, 1.0), exact))
     return tuple(sorted(leaks, key=lambda leak: (-leak.exact, -leak.similarity)))
 
 

@@ -96,10 +96,10 @@ def _stratum(item: Prompt | Pair) -> str:
 def _share_out(
     strata: Mapping[str, list[list[int]]], fractions: Mapping[str, float], rng: np.random.Generator
 ) -> dict[str, list[int]]:
-    """Gives every group to the side that is furthest behind, in its stratum and over all.
+    """Walks stratum by stratum and gives every group to the side that is furthest behind.
 
-    Both shortfalls count: the first alone would send every category of one item to the largest
-    side, the second alone would ignore categories.
+    The shortfalls run on over all strata, so each stratum is shared out in proportion to within
+    about one group, and many small strata still add up to the fractions.
     """
     sides: dict[str, list[int]] = {name: [] for name in fractions}
     seen = 0
@@ -107,18 +107,9 @@ def _share_out(
     for name in (names[i] for i in rng.permutation(len(names))):
         groups = [strata[name][i] for i in rng.permutation(len(strata[name]))]
         # Large groups first: small ones can still level out what a large one upset.
-        groups.sort(key=len, reverse=True)
-        here = dict.fromkeys(fractions, 0)
-        seen_here = 0
-        for group in groups:
+        for group in sorted(groups, key=len, reverse=True):
             seen += len(group)
-            seen_here += len(group)
-            behind = {
-                side: share * (seen + seen_here) - len(sides[side]) - here[side]
-                for side, share in fractions.items()
-            }
             # Rounded, so that the side does not hang on the last bit of a sum.
-            side = max(behind, key=lambda s: round(behind[s], 9))
-            sides[side].extend(group)
-            here[side] += len(group)
+            behind = {s: round(share * seen - len(sides[s]), 9) for s, share in fractions.items()}
+            sides[max(behind, key=behind.__getitem__)].extend(group)
     return sides

@@ -60,7 +60,7 @@ def belief_scores(
 def geometry(
     at_instruction: Tensor, at_end: Tensor, harmful: Tensor, n_resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Cosine of the harmfulness and refusal directions by row, with a bootstrap over prompts.
+    """Cosine of the harmfulness and refusal directions by row, with a basic bootstrap over prompts.
 
     Classes are resampled apart. Rows 1..L (row 0 of the refusal direction is zero). Norms are those of the
     directions; `residual_norm` is the mean norm of the states at the prompt's end.
@@ -82,14 +82,16 @@ def geometry(
             group[torch.from_numpy(rng.integers(0, len(group), len(group)))] for group in groups
         ]
         draws.append(cosine_similarity(*directions(picks), dim=-1))
-    low, high = np.quantile(torch.stack(draws).numpy(), [0.025, 0.975], axis=0)
+    cosine = cosine_similarity(v_harm, v_refuse, dim=-1).numpy()
+    # Noise in a resample pulls a cosine towards 0, so the basic bootstrap, which corrects that bias.
+    high, low = 2 * cosine - np.quantile(torch.stack(draws).numpy(), [0.025, 0.975], axis=0)
     n_rows = v_harm.shape[0]
     frame = pd.DataFrame(
         {
             "layer": range(n_rows),
-            "cosine": cosine_similarity(v_harm, v_refuse, dim=-1).numpy().astype(float),
-            "low": low.astype(float),
-            "high": high.astype(float),
+            "cosine": cosine.astype(float),
+            "low": low.clip(-1, 1).astype(float),
+            "high": high.clip(-1, 1).astype(float),
             "harmfulness_norm": v_harm.norm(dim=-1).numpy().astype(float),
             "refusal_norm": v_refuse.norm(dim=-1).numpy().astype(float),
             "residual_norm": at_end.norm(dim=-1).mean(0).numpy().astype(float),

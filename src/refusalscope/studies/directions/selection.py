@@ -5,6 +5,7 @@ Pure functions of score tables, so that published records can be replayed throug
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +47,10 @@ def select(candidates: pd.DataFrame, n_layers: int, rule: Rule = Rule()) -> pd.D
     candidates: columns layer, bypass, induce, kl (and any others). Returns a copy with `kept`, `reason`,
     `chosen`, `tie`. Where nothing passes, nothing is chosen.
     """
-    columns = [candidates[name].to_numpy(float) for name in ("layer", "bypass", "induce", "kl")]
-    reasons = why_dropped(*columns, n_layers, rule)
+    layer, bypass, induce, kl = (
+        candidates[name].to_numpy(float) for name in ("layer", "bypass", "induce", "kl")
+    )
+    reasons = why_dropped(layer, bypass, induce, kl, n_layers, rule)
     out = candidates.copy()
     out["reason"] = reasons
     out["kept"] = out["reason"] == ""
@@ -59,10 +62,10 @@ def select(candidates: pd.DataFrame, n_layers: int, rule: Rule = Rule()) -> pd.D
     return out
 
 
-def mark(candidates: pd.DataFrame, chosen: object, rule: Rule) -> pd.DataFrame:
+def mark(candidates: pd.DataFrame, chosen: Hashable, rule: Rule) -> pd.DataFrame:
     """Mark one row as chosen and those whose bypass lies within `rule.tie` of it, or below, as ties."""
     out = candidates.copy()
-    best = out.loc[chosen, "bypass"]
+    best = out["bypass"].to_numpy()[out.index == chosen][0]
     out["chosen"] = out.index == chosen
     out["tie"] = out["kept"] & ~out["chosen"] & (out["bypass"] <= best + rule.tie)
     return out

@@ -61,7 +61,7 @@ class DirectionsSettings(BaseModel):
     n_random: Annotated[int, Field(ge=1)] = Field(
         3, description="random directions of the same norm beside each intervention (o)"
     )
-    judge: Literal["opening", "arditi2024"] = Field(
+    judge: Literal["opening", "arditi2024", "planted"] = Field(
         "opening", description="phrase judge of the replies"
     )
     seed: int = Field(0, description="seed of splits, bootstraps and random directions")
@@ -93,6 +93,6 @@ def preset(name: str, **changes: Any) -> DirectionsSettings:
     if unknown:
         raise InputError(f"the directions study has no setting {sorted(unknown)[0]!r}")
     try:
-        return DirectionsSettings(preset=name, **{**PRESETS[name], **changes})  # type: ignore[arg-type]
+        return DirectionsSettings(preset=name, **{**PRESETS[name], **changes})
     except ValueError as error:
         raise InputError(f"a setting of the directions study is wrong: {error}") from error

@@ -1,0 +1,159 @@
+"""`refusalscope organism`: models whose circuit is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.markup import escape
+from rich.table import Table
+
+from refusalscope.cli.session import SESSION, Bars
+from refusalscope.errors import InputError
+
+TRAINABLE = ("chat",)
+
+organism = App(
+    name="organism",
+    help="Models whose circuit is known: list, build and train them.",
+    help_epilogue="Example: `refusalscope organism build planted-routes --variant backup --out models/backup`",
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@organism.command(name="list")
+def list_() -> None:
+    """List the models that ship, can be built, or can be trained.
+
+    Example: `refusalscope organism list`
+    """
+    from refusalscope.organisms.planted import list_builtin
+
+    table = Table("model", "variant", "what it is", "options")
+    table.add_row("builtin:chat", "", "the embedded chat model, trained; refuses or repeats", "")
+    for entry in list_builtin():
+        options = ", ".join(
+            f"{name} ({option.values_text}, {option.default})" for name, option in entry.options.items()
+        )
+        table.add_row(entry.kind, entry.variant, escape(entry.summary), escape(options))
+    SESSION.out.print(table)
+
+
+@organism.command
+def build(
+    kind: str = "planted-routes",
+    /,
+    *,
+    out: Path,
+    variant: str = "base",
+    seed: int = 0,
+    noise: float = 0.01,
+    comply_bias: float | None = None,
+    n_pairs: Annotated[int | None, Parameter(name="--pairs")] = None,
+    option: Annotated[list[str] | None, Parameter(negative=())] = None,
+    allow_weak: bool = False,
+) -> None:
+    """Build a model with a planted circuit and save it as an ordinary checkpoint with truth.json.
+
+    Example: `refusalscope organism build planted-routes --variant backup --option redundancy=3 --out models/b3`
+
+    Parameters
+    ----------
+    kind
+        The planted model; `refusalscope organism list` shows them.
+    out
+        The folder to write; it must not exist.
+    variant
+        Which variant of it.
+    seed
+        Seed of the noise and of the prompts: another seed gives another model.
+    noise
+        Standard deviation of the weights that are not planted.
+    comply_bias
+        Offset towards complying; the variant's own without it.
+    n_pairs
+        Number of prompt pairs written beside the model.
+    option
+        A variant's own option, as NAME=NUMBER; may be given several times.
+    allow_weak
+        Write the model even where it follows its policy on less than 95 % of its prompts.
+    """
+    from transformers.utils import logging
+
+    from refusalscope.organisms.planted import build as build_planted
+    from refusalscope.organisms.planted import save
+
+    logging.disable_progress_bar()
+    planted = build_planted(
+        kind,
+        variant,
+        seed=seed,
+        noise=noise,
+        comply_bias=comply_bias,
+        pairs=n_pairs,
+        allow_weak=allow_weak,
+        **dict(_option(text) for text in option or ()),
+    )
+    folder = save(planted, out)
+    accuracy = planted.truth.policy_accuracy
+    SESSION.out.print(f"{kind} {variant} (seed {seed}): policy accuracy {accuracy:.3f}", highlight=False)
+    SESSION.out.print(f"model: {folder}", soft_wrap=True, highlight=False)
+
+
+@organism.command
+def train(
+    name: str,
+    /,
+    *,
+    out: Path,
+    shared: Path | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Train an embedded model again by its recipe.
+
+    Example: `refusalscope organism train chat --shared ../shared --out models/chat`
+
+    Parameters
+    ----------
+    name
+        Which model: chat.
+    out
+        The folder to write the checkpoint, card, log and metrics to.
+    shared
+        The folder with the shared data; without it the model is trained on generated requests alone.
+    steps
+        Training steps, instead of the recipe's own number.
+    seed
+        Seed, instead of the recipe's own.
+    """
+    if name not in TRAINABLE:
+        raise InputError(f"there is no recipe for {name!r}; there is one for {', '.join(TRAINABLE)}")
+    from refusalscope.organisms.chat.recipe import TrainSettings
+    from refusalscope.organisms.chat.recipe import train as train_chat
+
+    changes = {"steps": steps, "seed": seed}
+    settings = TrainSettings(**{k: v for k, v in changes.items() if v is not None})
+    with Bars() as bars:
+        advance = bars.track("training steps")
+        result = train_chat(
+            out,
+            shared=shared,
+            settings=settings,
+            progress=lambda done, total, note: advance(done, total),
+        )
+    SESSION.out.print(
+        f"{result.parameters} parameters, loss {result.first_loss:.3f} to {result.last_loss:.3f}, "
+        f"{result.seconds / 60:.1f} minutes",
+        highlight=False,
+    )
+    SESSION.out.print(f"model: {result.folder}", soft_wrap=True, highlight=False)
+
+
+def _option(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not name or not value.lstrip("-").isdigit():
+        raise InputError(f"the option {text!r} is not NAME=NUMBER; `refusalscope organism list` shows them")
+    return name, int(value)
