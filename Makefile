@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: audit test check clean
+.PHONY: audit test check bench-rivals clean
 
 audit: $(STAMP)
 	rm -rf runs/demo
@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+bench-rivals: $(STAMP)
+	PYTHON=$(BIN)/python bash benchmarks/setup_rivals.sh
 
 clean:
 	rm -rf $(VENV) build dist test-output .pytest_cache .mypy_cache .ruff_cache

@@ -27,6 +27,7 @@ EIGHT = [
 
 def fails(capsys, argv: list[str], *words: str, status: int = 1) -> str:
     """Run a command line that must fail; return its one sentence."""
+    capsys.readouterr()
     assert run(argv) == status
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -167,7 +168,7 @@ def test_a_full_disk_loses_nothing_and_the_run_resumes(capsys, quick, tmp_path, 
         return real(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    fails(capsys, [*quick, "--out", str(cut)], "No space left on device")
+    fails(capsys, [*quick, "--out", str(cut)], "the disk is full", "--resume")
     monkeypatch.undo()
     assert seen
     assert "directions.candidates" in open_run(cut).tables()

@@ -23,6 +23,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
 )
+app.meta.suppress_keyboard_interrupt = False
 EVERYWHERE = Parameter(group=Group("For every command", sort_key=9))
 app.command(
     "refusalscope.cli.audit:audit", help="Audit a chat model into a run folder with a report."

@@ -47,17 +47,20 @@ class Bars:
         )
 
     def __enter__(self) -> Bars:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        # Stopping bars that never started would still print an empty line.
+        if self._bars.tasks:
+            self._bars.stop()
 
     def track(self, label: str) -> Callable[[int, int], None]:
         task: list[TaskID] = []
 
         def advance(done: int, total: int) -> None:
             if not task:
+                # Started late: an error before any work leaves no empty line above its message.
+                self._bars.start()
                 task.append(self._bars.add_task(label, total=total))
             self._bars.update(task[0], completed=done, total=total)
 

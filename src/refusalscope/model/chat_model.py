@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,14 +69,15 @@ class ChatModel:
             raise InputError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
         torch_dtype = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision=revision,
-                dtype=torch_dtype,
-                device_map=device_map,
-                use_safetensors=True,
-            )
+            with _without_bars():
+                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    revision=revision,
+                    dtype=torch_dtype,
+                    device_map=device_map,
+                    use_safetensors=True,
+                )
         except Exception as error:
             raise ModelError(_why_not(name, source, error)) from error
         if device_map is None:
@@ -219,6 +221,20 @@ class ChatModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the transformers library from drawing progress bars of its own."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _resolve(name: str) -> str:
