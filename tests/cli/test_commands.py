@@ -145,3 +145,44 @@ def test_every_help_shows_an_example(capsys):
     ):
         assert run([*argv, "--help"]) == 0
         assert "refusalscope " in capsys.readouterr().out.partition("Example")[2], argv
+
+
+def test_a_model_that_never_refuses_still_gets_its_report(planted, tmp_path, capsys):
+    """Judged by the opening of its reply, the planted model's one word "refuse" is no refusal."""
+    out = tmp_path / "r"
+    assert (
+        run(["audit", str(planted), "--pairs", str(planted / "pairs.jsonl"), "--out", str(out)])
+        == 0
+    )
+    view = open_run(out)
+    assert view.table("behaviour.rates")["refused"].sum() == 0
+    assert "directions.candidates" not in view.tables()
+    assert any("No refusal margin" in text for text in view.info["warnings"])
+    assert (out / "report.html").is_file()
+    assert "warning:" in capsys.readouterr().out
+
+
+def test_a_run_resumed_after_it_finished_changes_nothing(planted, tmp_path, quick):
+    out = tmp_path / "r"
+    assert run([*quick, "--out", str(out)]) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert run([*quick, "--out", str(out), "--resume"]) == 0
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_harmful_and_harmless_files_are_audited_without_pairs(planted, tmp_path):
+    rows = [json.loads(line) for line in (planted / "pairs.jsonl").read_text().splitlines()]
+    for side in ("harmful", "harmless"):
+        lines = [json.dumps({"id": row["id"], "text": row[side]}) for row in rows]
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(lines))
+    argv = ["directions", str(planted), "--judge", "planted", "--max-new-tokens", "2", "--quiet"]
+    argv += [
+        "--harmful",
+        str(tmp_path / "harmful.jsonl"),
+        "--harmless",
+        str(tmp_path / "harmless.jsonl"),
+    ]
+    assert run([*argv, "--n-bootstrap", "10", "--n-random", "1", "--out", str(tmp_path / "r")]) == 0
+    table = open_run(tmp_path / "r").table("prompts")
+    assert table["label"].value_counts().to_dict() == {"harmful": 64, "harmless": 64}
+    assert table["pair_id"].isna().all()
