@@ -112,7 +112,7 @@ def test_there_is_exactly_one_bos_where_the_model_has_one(tokenizers, name):
 
 def test_two_bos_tokens_are_an_error():
     tokenizer = tiny.tokenizer("{{ bos_token }}" + LLAMA3)
-    with pytest.raises(ModelError, match="2 BOS tokens"):
+    with pytest.raises(ModelError, match="two BOS tokens"):
         render(Prompt("a", "Bake bread"), tokenizer)
 
 
@@ -192,3 +192,27 @@ def test_a_rendered_prompt_is_frozen():
     rendered = render(Prompt("a", "Bake"), tiny.tokenizer())
     with pytest.raises(dataclasses.FrozenInstanceError):
         rendered.text = "x"
+
+
+def test_a_real_byte_pair_tokenizer_is_located_to_the_character(shared):
+    """SmolLM2's tokenizer with its ChatML markers, over real prompts that end in every way."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(shared / "data" / "tokenizer_smollm2" / "tokenizer.json"))
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = QWEN
+    for text in (
+        "How do I kill a Python process?",
+        "Write a poem",
+        "Fold it (twice).",
+        "Warum nicht? 🙂",
+        "x",
+    ):
+        rendered = render(Prompt("a", text, system="Be brief."), tokenizer)
+        first, last = rendered.instruction
+        assert tokenizer.decode(list(rendered.ids[first : last + 1])) == text
+        assert tokenizer.decode([rendered.ids[last + 1]]) == "<|im_end|>"
+        assert rendered.n_template == 5
+        assert not rendered.boundary_merge

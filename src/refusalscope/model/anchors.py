@@ -112,10 +112,11 @@ def render(prompt: Prompt, tokenizer: Any, max_length: int | None = None) -> Ren
     adds_bos = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
     if adds_bos and ids[:1] != [bos]:
         ids, spans = [bos, *ids], [(0, 0), *spans]
-    if bos is not None and bos != tokenizer.eos_token_id and ids.count(bos) > 1:
+    # Only a doubled start is wrong: some tokenizers call their turn marker BOS, and it comes every turn.
+    if bos is not None and ids[:2] == [bos, bos]:
         raise ModelError(
-            f"prompt {prompt.id!r} renders with {ids.count(bos)} BOS tokens; "
-            f"take the BOS token out of the prompt text or the chat template"
+            f"prompt {prompt.id!r} renders with two BOS tokens at its start; "
+            f"take the BOS token out of the chat template or of the prompt"
         )
     if max_length is not None and len(ids) > max_length:
         raise InputError(
