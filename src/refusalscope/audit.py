@@ -21,7 +21,7 @@ from refusalscope.prompts import (
     split,
 )
 from refusalscope.report import write_report
-from refusalscope.runs import Run, RunView, open_run
+from refusalscope.runs import Run, RunView, open_run, refuse_occupied
 from refusalscope.studies.directions import DirectionsSettings, preset, run_directions
 from refusalscope.studies.subject import SPLITS, prepare
 
@@ -41,6 +41,7 @@ def audit_model(
     keep_text: bool = False,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     progress: Progress | None = None,
     command: str = "audit",
 ) -> RunView:
@@ -54,7 +55,12 @@ def audit_model(
     chosen = preset(settings) if isinstance(settings, str) else settings
     data = load_prompts(pairs, harmful, harmless)
     splits = split_prompts(data, chosen.seed)
-    chat = model if isinstance(model, ChatModel) else ChatModel.load(model, dtype=dtype, device=device)
+    if not resume:
+        refuse_occupied(Path(out))
+    if isinstance(model, ChatModel):
+        chat = model
+    else:
+        chat = ChatModel.load(model, dtype=dtype, device=device, device_map=device_map)
     run = Run.create(
         out,
         command=command,
@@ -95,7 +101,9 @@ def load_prompts(
         raise InputError("give either pairs, or harmful and harmless prompts, not both")
     if (harmful is None) != (harmless is None):
         missing = "harmful" if harmful is None else "harmless"
-        raise InputError(f"the {missing} prompts are missing: give --harmful and --harmless together")
+        raise InputError(
+            f"the {missing} prompts are missing: give --harmful and --harmless together"
+        )
     if harmful is None or harmless is None:
         if pairs is None:
             return bundled_pairs()
@@ -127,7 +135,8 @@ def _describe(
     marks = chat.fingerprint
     anatomy = chat.anatomy
     model: dict[str, Any] = {
-        "id": chat.id,
+        # A folder is named without its path: a run may be shown to others.
+        "id": Path(chat.id).name if Path(chat.id).is_dir() else chat.id,
         "sha256": marks["weights_sha256"],
         "config_sha256": marks["config_sha256"],
         "architecture": anatomy.architecture.name,
@@ -151,7 +160,11 @@ def _describe(
             }
             for source in data.sources
         ],
-        seeds={"splits": settings.seed, "bootstrap": settings.seed, "random_directions": settings.seed},
+        seeds={
+            "splits": settings.seed,
+            "bootstrap": settings.seed,
+            "random_directions": settings.seed,
+        },
         split_sizes={name: len(prompts) for name, prompts in splits.items()},
     )
     for bad in data.skipped[:20]:

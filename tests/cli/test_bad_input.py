@@ -88,7 +88,7 @@ def test_a_checkpoint_with_a_pickle(capsys, tmp_path, planted):
     [
         (b"colour,size\nred,2\n", ["columns", "colour"]),
         (b"", ["empty"]),
-        (b'{"id": "1", "text": "fine"}\n{"broken\n', []),
+        (b'{"id": "1", "text": "fine"}\n{"broken\n', ["line 2"]),
         (b"id,text\n1,\xff\xfe broken\n", ["UTF-8"]),
     ],
     ids=["wrong columns", "empty", "broken line", "not UTF-8"],

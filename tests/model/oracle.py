@@ -7,7 +7,8 @@ import torch
 
 def _site_hook(net, site, change):
     """Register `change(hidden) -> hidden` at a site of a transformers model."""
-    layers = net.model.layers
+    decoder = getattr(net.model, "language_model", net.model)
+    layers = decoder.layers
     kind, layer = site.kind, site.layer
     if kind == "resid_post":
 
@@ -20,7 +21,7 @@ def _site_hook(net, site, change):
     if kind == "resid_pre":
         return layers[layer].register_forward_pre_hook(lambda m, a: (change(a[0]), *a[1:]))
     if kind == "final":
-        return net.model.norm.register_forward_pre_hook(lambda m, a: (change(a[0]), *a[1:]))
+        return decoder.norm.register_forward_pre_hook(lambda m, a: (change(a[0]), *a[1:]))
     if kind == "z":
         return layers[layer].self_attn.o_proj.register_forward_pre_hook(
             lambda m, a: (change(a[0]), *a[1:])
@@ -39,7 +40,7 @@ def _site_hook(net, site, change):
             "Olmo2": "post_feedforward_layernorm",
         },
     }[kind]
-    family = type(net).__name__.removesuffix("ForCausalLM")
+    family = type(net).__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
     module = getattr(layers[layer], names.get(family, "self_attn" if kind == "attn_out" else "mlp"))
 
     def after(m, args, output):
@@ -86,7 +87,11 @@ def logits(net, prompt, variant, policy="every_step"):
         _site_hook(
             net,
             edit.site,
-            _change(edit, prompt.resolve(edit.positions, policy), net.config.num_attention_heads),
+            _change(
+                edit,
+                prompt.resolve(edit.positions, policy),
+                net.config.get_text_config().num_attention_heads,
+            ),
         )
         for edit in variant
     ]

@@ -214,5 +214,6 @@ def test_a_real_byte_pair_tokenizer_is_located_to_the_character(shared):
         first, last = rendered.instruction
         assert tokenizer.decode(list(rendered.ids[first : last + 1])) == text
         assert tokenizer.decode([rendered.ids[last + 1]]) == "<|im_end|>"
-        assert rendered.n_template == 5
+        template = tokenizer.decode(list(rendered.ids[last + 1 :]))
+        assert template == "<|im_end|>\n<|im_start|>assistant\n"
         assert not rendered.boundary_merge

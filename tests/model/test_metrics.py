@@ -80,8 +80,8 @@ def test_a_reply_is_needed_for_its_likelihood(prompt):
 
 
 def test_openings_are_learnt_from_judged_replies():
-    refusals = [[5, 1]] * 10 + [[6, 1]] * 9 + [[7, 1]]
-    replies = [[8, 1]] * 13 + [[7, 2]] * 7
+    refusals = [5] * 10 + [6] * 9 + [7]
+    replies = [8] * 13 + [7] * 7
     margin = learn_openings(refusals, replies)
     assert margin.refuse == (5, 6)
     assert margin.reply == (7, 8)
@@ -89,6 +89,6 @@ def test_openings_are_learnt_from_judged_replies():
 
 def test_openings_that_cannot_be_told_apart_are_refused():
     with pytest.raises(InputError, match="same tokens"):
-        learn_openings([[5]] * 10, [[5]] * 10)
+        learn_openings([5] * 10, [5] * 10)
     with pytest.raises(InputError, match="0 refusals and 3 replies"):
-        learn_openings([], [[5]] * 3)
+        learn_openings([], [5] * 3)

@@ -64,6 +64,27 @@ CONFIGS = {
     "gemma3": lambda: hf.Gemma3TextConfig(
         **COMMON, head_dim=12, query_pre_attn_scalar=12, sliding_window=6, sliding_window_pattern=2
     ),
+    "gemma3_vision": lambda: hf.Gemma3Config(
+        text_config=dict(
+            **COMMON,
+            head_dim=12,
+            query_pre_attn_scalar=12,
+            sliding_window=6,
+            sliding_window_pattern=2,
+        ),
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    ),
+    "glm": lambda: hf.GlmConfig(**COMMON, head_dim=12),
     "phi3": lambda: hf.Phi3Config(**COMMON),
     "glm4": lambda: hf.Glm4Config(**COMMON, head_dim=12),
     "olmo2": lambda: hf.Olmo2Config(**COMMON),

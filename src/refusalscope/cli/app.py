@@ -71,9 +71,12 @@ def run(argv: list[str]) -> int:
     except RefusalscopeError as error:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:
-        return _fail(
-            "Stopped. What was finished is kept: give the same command with --resume.", STOPPED
+        way = (
+            " What was finished is kept: give the same command with --resume."
+            if _resumes(argv)
+            else ""
         )
+        return _fail(f"Stopped.{way}", STOPPED)
     except BrokenPipeError:
         return FAILED
     except OSError as error:
@@ -81,13 +84,25 @@ def run(argv: list[str]) -> int:
         return _fail(f"The system refused: {error.strerror or error}{where}.", FAILED)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else FAILED
+    except MemoryError:
+        return _fail("The memory is full: give fewer prompts or a smaller model.", FAILED)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback reaches a user
+        if type(error).__name__ == "OutOfMemoryError":
+            return _fail(
+                "The device's memory is full: choose --dtype bfloat16, give fewer prompts, or spread the "
+                "model with --device-map auto.",
+                FAILED,
+            )
         return _fail(
             f"This is a fault of refusalscope, not of yours: {type(error).__name__}: {error}. "
             f"Give the same command with --debug to see where.",
             BROKEN,
         )
     return 0
+
+
+def _resumes(argv: list[str]) -> bool:
+    return bool({"audit", "directions"} & set(argv))
 
 
 def _fail(message: str, status: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -27,6 +27,7 @@ def audit(
     keep_text: bool = False,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Audit a chat model into a run folder with a report.
 
@@ -54,9 +55,12 @@ def audit(
         auto, float32, bfloat16 or float16.
     device
         auto, cpu or cuda.
+    device_map
+        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     settings = _preset(preset)
-    _run("audit", model, pairs, harmful, harmless, settings, out, resume, keep_text, dtype, device)
+    where = {"dtype": dtype, "device": device, "device_map": device_map}
+    _run("audit", model, pairs, harmful, harmless, settings, out, resume, keep_text, where)
 
 
 def directions(
@@ -72,6 +76,7 @@ def directions(
     keep_text: bool = False,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Find the refusal and harmfulness directions, with every setting of the study at hand.
 
@@ -98,13 +103,14 @@ def directions(
         auto, float32, bfloat16 or float16.
     device
         auto, cpu or cuda.
+    device_map
+        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     given = settings or DirectionsSettings()
     changes = {k: getattr(given, k) for k in given.model_fields_set if k != "preset"}
     chosen = _preset(given.preset, **changes)
-    _run(
-        "directions", model, pairs, harmful, harmless, chosen, out, resume, keep_text, dtype, device
-    )
+    where = {"dtype": dtype, "device": device, "device_map": device_map}
+    _run("directions", model, pairs, harmful, harmless, chosen, out, resume, keep_text, where)
 
 
 _preset = preset
@@ -120,8 +126,7 @@ def _run(
     out: Path | None,
     resume: bool,
     keep_text: bool,
-    dtype: str,
-    device: str,
+    where: dict[str, Any],
 ) -> None:
     from refusalscope.audit import audit_model
     from refusalscope.report.verdict import verdict
@@ -137,8 +142,7 @@ def _run(
             out=folder,
             resume=resume,
             keep_text=keep_text,
-            dtype=dtype,
-            device=device,
+            **where,
             progress=bars,
             command=command,
         )

@@ -35,7 +35,8 @@ def list_() -> None:
     table.add_row("builtin:chat", "", "the embedded chat model, trained; refuses or repeats", "")
     for entry in list_builtin():
         options = ", ".join(
-            f"{name} ({option.values_text}, {option.default})" for name, option in entry.options.items()
+            f"{name} ({option.values_text}, {option.default})"
+            for name, option in entry.options.items()
         )
         table.add_row(entry.kind, entry.variant, escape(entry.summary), escape(options))
     SESSION.out.print(table)
@@ -98,7 +99,9 @@ def build(
     )
     folder = save(planted, out)
     accuracy = planted.truth.policy_accuracy
-    SESSION.out.print(f"{kind} {variant} (seed {seed}): policy accuracy {accuracy:.3f}", highlight=False)
+    SESSION.out.print(
+        f"{kind} {variant} (seed {seed}): policy accuracy {accuracy:.3f}", highlight=False
+    )
     SESSION.out.print(f"model: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -130,7 +133,9 @@ def train(
         Seed, instead of the recipe's own.
     """
     if name not in TRAINABLE:
-        raise InputError(f"there is no recipe for {name!r}; there is one for {', '.join(TRAINABLE)}")
+        raise InputError(
+            f"there is no recipe for {name!r}; there is one for {', '.join(TRAINABLE)}"
+        )
     from refusalscope.organisms.chat.recipe import TrainSettings
     from refusalscope.organisms.chat.recipe import train as train_chat
 
@@ -155,5 +160,7 @@ def train(
 def _option(text: str) -> tuple[str, int]:
     name, _, value = text.partition("=")
     if not name or not value.lstrip("-").isdigit():
-        raise InputError(f"the option {text!r} is not NAME=NUMBER; `refusalscope organism list` shows them")
+        raise InputError(
+            f"the option {text!r} is not NAME=NUMBER; `refusalscope organism list` shows them"
+        )
     return name, int(value)

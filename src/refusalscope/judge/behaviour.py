@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +48,10 @@ def reply(
 
 def learn_margin(verdicts: Sequence[Verdict], first: Sequence[int]) -> RefusalMargin:
     """Learn the opening tokens of refusals and replies; raises InputError where either is missing."""
-    sides: dict[str, list[list[int]]] = {"refused": [], "answered": []}
+    sides: dict[str, list[int]] = {"refused": [], "answered": []}
     for verdict, token in zip(verdicts, first, strict=True):
         if verdict in sides and token >= 0:
-            sides[verdict].append([token])
+            sides[verdict].append(token)
     return learn_openings(sides["refused"], sides["answered"])
 
 
@@ -112,6 +113,7 @@ def prompt_table(
             "refused": [verdict == "refused" for verdict in verdicts],
             "verdict": list(verdicts),
             "n_tokens": [len(row) for row in rendered],
+            "rendered_sha256": [hashlib.sha256(row.text.encode()).hexdigest() for row in rendered],
             "boundary_merge": [row.boundary_merge for row in rendered],
         }
     )

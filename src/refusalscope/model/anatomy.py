@@ -38,15 +38,21 @@ def register(architecture: Architecture) -> None:
     REGISTRY[architecture.name] = architecture
 
 
-for _name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3"):
+for _name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "Glm"):
     register(Architecture(f"{_name}ForCausalLM"))
-for _name in ("Gemma2", "Gemma3"):
+# Gemma-3 of 4B and more loads with its vision tower; the language model inside is the same.
+for _name, _decoder in (
+    ("Gemma2ForCausalLM", "model"),
+    ("Gemma3ForCausalLM", "model"),
+    ("Gemma3ForConditionalGeneration", "model.language_model"),
+):
     register(
         Architecture(
-            f"{_name}ForCausalLM",
+            _name,
             attn_post_norm="post_attention_layernorm",
             mlp_post_norm="post_feedforward_layernorm",
             gain_offset=1.0,
+            decoder=_decoder,
         )
     )
 register(
@@ -82,6 +88,15 @@ class Anatomy:
     d_model: int
     vocab_size: int
     softcap: float | None
+    rope_limit: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the embedding's device, or the computing one where its weights are offloaded."""
+        device = self.decoder.embed_tokens.weight.device
+        if device.type == "meta":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device
 
     def attention_output(self, layer: int) -> nn.Linear:
         """The attention output projection of a layer; its input is the site `z`."""
@@ -104,7 +119,7 @@ class Anatomy:
 
     def norm_gain(self, norm: Any) -> Tensor:
         """The gain a norm multiplies by (1 + w in the Gemma family): [d_model]."""
-        return norm.weight + self.architecture.gain_offset
+        return norm.weight.float() + self.architecture.gain_offset
 
     def head_writes(self, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """What each head and the bias write into the residual stream, post-norm folded in.
@@ -125,7 +140,7 @@ class Anatomy:
         total = (heads.sum(-2) + bias).float()
         eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon")  # noqa: B009
         scale = self.norm_gain(norm) * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + eps)
-        return heads * scale.unsqueeze(-2), bias * scale
+        return heads.float() * scale.unsqueeze(-2), bias.float() * scale
 
 
 def inspect(model: Any) -> Anatomy:
@@ -165,4 +180,18 @@ def inspect(model: Any) -> Anatomy:
         d_model=projection.out_features,
         vocab_size=lm_head.weight.shape[0],
         softcap=getattr(config, "final_logit_softcapping", None),
+        rope_limit=_rope_limit(config),
     )
+
+
+def _rope_limit(config: Any) -> int | None:
+    """Length beyond which the rotary embedding scales with the length of the whole batch, if it does."""
+    scaling = (
+        getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    )
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in ("longrope", "dynamic"):
+        return None
+    original = scaling.get("original_max_position_embeddings")
+    own = getattr(config, "original_max_position_embeddings", None)
+    return original or own or config.max_position_embeddings

@@ -25,8 +25,8 @@ THINK_MARKERS = ("<think>", "</think>")
 class Rendered:
     """A prompt as the model sees it: text, token ids and where things are.
 
-    ids: prompt tokens, then reply tokens if a reply is teacher-forced. `first` and `last` bound the
-    tokens of the last user instruction (inclusive); template tokens follow it.
+    ids: prompt tokens, then reply tokens if a reply is teacher-forced. instruction: first and last token
+    of the last user instruction (inclusive); template tokens follow it.
     """
 
     id: str
@@ -183,7 +183,8 @@ def _text_and_span(prompt: Prompt, tokenizer: Any) -> tuple[str, int, int]:
             "apart; set tokenizer.chat_template, or take the instruction-tuned checkpoint"
         )
 
-    template = tokenizer.chat_template
+    # A tokenizer may hold several templates; this gives the one for a plain chat.
+    template = tokenizer.get_chat_template()
     if "strftime_now" in template:
         template = f"{{%- macro strftime_now(format) -%}}{PINNED_DATE}{{%- endmacro -%}}{template}"
 
@@ -206,6 +207,11 @@ def _text_and_span(prompt: Prompt, tokenizer: Any) -> tuple[str, int, int]:
     if not prompt.text.strip():
         raise InputError(f"prompt {prompt.id!r} is empty")
     text, probe = run(prompt.text), run(SENTINEL)
+    if prompt.system and prompt.system.strip() not in text:
+        raise ModelError(
+            f"the chat template leaves out the system turn of prompt {prompt.id!r}; "
+            f"put its text before the request instead"
+        )
     before, found, after = probe.rpartition(SENTINEL)
     content = prompt.text.strip()
     if found and text.startswith(before) and text.endswith(after):

@@ -63,20 +63,22 @@ class ChatModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source = _resolve(name)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = _device(device)
         if dtype not in ("auto", *DTYPES):
             raise InputError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
         torch_dtype = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
         try:
             with _without_bars():
-                tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, revision=revision, trust_remote_code=False
+                )
                 model = AutoModelForCausalLM.from_pretrained(
                     source,
                     revision=revision,
                     dtype=torch_dtype,
                     device_map=device_map,
                     use_safetensors=True,
+                    trust_remote_code=False,
                 )
         except Exception as error:
             raise ModelError(_why_not(name, source, error)) from error
@@ -101,7 +103,7 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        return self.anatomy.decoder.embed_tokens.weight.device
+        return self.anatomy.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +116,10 @@ class ChatModel:
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(key.encode())
             # A large tensor is sampled: the hash tells checkpoints apart, it does not seal them.
+            if tensor.device.type == "meta":
+                # Offloaded by accelerate: its shape is all that is at hand.
+                digest.update(str(tuple(tensor.shape)).encode())
+                continue
             flat = tensor.detach().flatten()
             step = max(1, flat.numel() // 65536)
             digest.update(flat[::step].to("cpu", torch.float32).numpy().tobytes())
@@ -143,6 +149,7 @@ class ChatModel:
         metrics: Mapping[str, Metric | StateMetric],
         *,
         policy: str = "every_step",
+        clean: Clean | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Measurement:
         """Score every variant on every prompt by the cheapest exact plan; see `plan.measure`."""
@@ -153,6 +160,7 @@ class ChatModel:
             metrics,
             plan=self.plan,
             policy=policy,
+            clean=clean,
             progress=progress,
         )
         self.cost.add(result.cost)
@@ -167,7 +175,7 @@ class ChatModel:
         variant: Variant = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[Site, Tensor]:
-        """Activations at sites and positions: site -> [prompts, positions, width]; see `plan.capture`."""
+        """Activations at sites and positions: site -> [prompts, positions, width]; see `clean.capture`."""
         states, cost = capture(
             self.anatomy,
             prompts,
@@ -276,12 +284,24 @@ def _why_not(name: str, source: str, error: Exception) -> str:
     return f"the model in {name} could not be read ({first[:200]}); check or re-save the checkpoint"
 
 
+def _device(name: str) -> str:
+    """The device to load to; raises InputError for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}; choose auto, cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("this build of torch sees no CUDA device; choose --device cpu")
+    return name
+
+
 def _budget(model: Any) -> int:
-    """Memory for one pass: half of what the accelerator has free, or half a gigabyte on a CPU."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return 512 * 2**20
+    """Memory for one pass: half of what the fullest accelerator has free, or half a gigabyte on a CPU."""
+    devices = {parameter.device for parameter in model.parameters()}
+    free = [torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda"]
+    return min(free) // 2 if free else 512 * 2**20
 
 
 def _sha(text: str) -> str:

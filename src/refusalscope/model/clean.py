@@ -63,7 +63,7 @@ def run_clean(
     batches = make_batches(anatomy, prompts, plan)
     for batch in batches:
         tokens = pad([prompts[p].ids for p in batch], anatomy)
-        out = run_pass(anatomy, tokens, record=True, capture=reader.real)
+        out = run_pass(anatomy, tokens, record=True, capture=reader.wanted(batch, anatomy.device))
         reader.take(out, batch, {})
         out.captured.clear()
         reader.cost.add(out.cost)
@@ -94,7 +94,7 @@ def capture(
         placed = [place(anatomy, prompts[p], variant, policy, plan.restart) for p in batch]
         edited = [i for i, found in enumerate(placed) if found.edits]
         rows = [Row(i, placed[i].edits, placed[i].places, placed[i].start) for i in edited]
-        out = run_pass(anatomy, tokens, rows, capture=reader.real)
+        out = run_pass(anatomy, tokens, rows, capture=reader.wanted(batch, anatomy.device))
         reader.take(out, batch, {i: n for n, i in enumerate(edited)})
         reader.cost.add(out.cost)
         done += len(batch)
@@ -123,11 +123,15 @@ class _StateReader:
         }
         self.cost = Cost()
 
+    def wanted(self, batch: Sequence[int], device: torch.device) -> dict[Site, Tensor]:
+        places = torch.tensor([self.where[p] for p in batch], device=device)
+        return dict.fromkeys(self.real, places)
+
     def take(self, out: Pass, batch: Sequence[int], row_of: dict[int, int]) -> None:
-        for i, p in enumerate(batch):
-            for site, real in self.resolved.items():
-                state = out.state(real, row_of.get(i), i)
-                self.found[site][p] = state[self.where[p]].float().cpu()
+        for site, real in self.resolved.items():
+            states = [out.state(real, row_of.get(i), i) for i in range(len(batch))]
+            for p, state in zip(batch, torch.stack(states).float().cpu(), strict=True):
+                self.found[site][p] = state
 
     def stacked(self) -> dict[Site, Tensor]:
         return {site: torch.stack(states) for site, states in self.found.items()}
@@ -179,7 +183,11 @@ def make_batches(anatomy: Anatomy, prompts: Sequence[Rendered], plan: Plan) -> l
         # Keys and values of the whole batch are held while its variants run: count them once more.
         held = anatomy.n_layers * 2 * width * anatomy.n_kv_heads * anatomy.head_dim * 4
         room = min(rows_within(anatomy, width, 0, plan), max(1, plan.max_bytes // held))
-        if not batches or len(batches[-1]) >= room or width > 2 * len(prompts[batches[-1][0]]):
+        first = len(prompts[batches[-1][0]]) if batches else 0
+        # Some rotary embeddings scale once a batch is longer than a limit: no prompt may be dragged over it.
+        limit = anatomy.rope_limit
+        crosses = limit is not None and first <= limit < width
+        if not batches or len(batches[-1]) >= room or width > 2 * first or crosses:
             batches.append([])
         batches[-1].append(p)
     return batches
@@ -187,5 +195,5 @@ def make_batches(anatomy: Anatomy, prompts: Sequence[Rendered], plan: Plan) -> l
 
 def pad(ids: Sequence[Sequence[int]], anatomy: Anatomy) -> Tensor:
     width = max(len(row) for row in ids)
-    device = anatomy.decoder.embed_tokens.weight.device
-    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in ids], device=device)
+    padded = [[*row, *[PAD] * (width - len(row))] for row in ids]
+    return torch.tensor(padded, device=anatomy.device)

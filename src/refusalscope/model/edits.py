@@ -23,7 +23,7 @@ from refusalscope.model.sites import Positions, Site
 class Frozen:
     """A tensor that can stand in a frozen, hashable edit. Equal when shape, dtype and values are."""
 
-    __slots__ = ("_digest", "tensor")
+    __slots__ = ("_digest", "_unit", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
         if tensor.dim() not in (1, 2):
@@ -33,6 +33,15 @@ class Frozen:
             )
         self.tensor = tensor.detach()
         self._digest: str | None = None
+        self._unit: Tensor | None = None
+
+    @property
+    def unit(self) -> Tensor:
+        """The vector at length one, float32."""
+        if self._unit is None:
+            vector = self.tensor.float()
+            self._unit = vector / vector.norm()
+        return self._unit
 
     @property
     def digest(self) -> str:
@@ -103,12 +112,15 @@ class ProjectOut(Edit):
             raise InputError("a direction to project out must not be zero")
 
     def parameters(self, n_positions: int) -> Tensor:
-        vector = self.direction.tensor.float()
-        return vector / vector.norm()
+        return self.direction.unit
 
     @staticmethod
     def compute(selected: Tensor, parameters: Tensor) -> Tensor:
-        return selected - (selected * parameters).sum(-1, keepdim=True) * parameters
+        # In float32 throughout: rounding the projection to bfloat16 would leave part of it behind.
+        states = selected.float()
+        return (states - (states * parameters).sum(-1, keepdim=True) * parameters).to(
+            selected.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -124,11 +136,11 @@ class Add(Edit):
         object.__setattr__(self, "vector", frozen(self.vector))
 
     def parameters(self, n_positions: int) -> Tensor:
-        return self.vector.tensor * self.scale
+        return self.vector.tensor.float() * self.scale
 
     @staticmethod
     def compute(selected: Tensor, parameters: Tensor) -> Tensor:
-        return selected + parameters
+        return (selected.float() + parameters).to(selected.dtype)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class Replace(Edit):
 
     @staticmethod
     def compute(selected: Tensor, parameters: Tensor) -> Tensor:
-        return parameters
+        return parameters.to(selected.dtype)
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,7 @@ class Scale(Edit):
 
     @staticmethod
     def compute(selected: Tensor, parameters: Tensor) -> Tensor:
-        return selected * parameters
+        return selected * parameters.to(selected.dtype)
 
 
 Variant = tuple[Edit, ...]
@@ -196,18 +208,17 @@ def everywhere(n_layers: int, direction: Tensor, positions: Positions = "all") -
 
 def apply_round(hidden: Tensor, batch: EditBatch) -> Tensor:
     """One round of edits on `hidden` [rows, positions, width]; returns a new tensor."""
+    device = hidden.device
     view = hidden
+    where: tuple[Tensor, ...] = (batch.rows.to(device), batch.positions.to(device))
     if batch.heads is not None:
         view = hidden.unflatten(-1, (batch.n_heads, -1))
-        where = (batch.rows, batch.positions, batch.heads)
-    else:
-        where = (batch.rows, batch.positions)  # type: ignore[assignment]
-    selected = view[where]
-    parameters = batch.parameters.to(device=hidden.device, dtype=hidden.dtype)
+        where = (*where, batch.heads.to(device))
+    parameters = batch.parameters.to(device)
     if batch.lookup is not None:
-        parameters = parameters[batch.lookup]
+        parameters = parameters[batch.lookup.to(device)]
     changed = view.clone()
-    changed[where] = batch.kind.compute(selected, parameters)
+    changed[where] = batch.kind.compute(view[where], parameters)
     return changed.reshape(hidden.shape)
 
 
@@ -229,10 +240,10 @@ class EditBatch:
 
 
 def batch_edits(
-    placed: Sequence[tuple[int, Edit, Sequence[int]]], n_heads: int, device: torch.device
+    placed: Sequence[tuple[int, Edit, tuple[int, ...]]], n_heads: int, device: torch.device
 ) -> list[EditBatch]:
     """Group placed edits `(row, edit, positions)` at one site into rounds that keep each row's order."""
-    rounds: dict[tuple[int, type[Edit], bool], list[tuple[int, Edit, Sequence[int]]]] = {}
+    rounds: dict[tuple[int, type[Edit], bool], list[tuple[int, Edit, tuple[int, ...]]]] = {}
     seen: dict[int, int] = {}
     for row, edit, positions in placed:
         if not positions:
@@ -242,27 +253,37 @@ def batch_edits(
         rounds.setdefault((order, type(edit), edit.head is not None), []).append(
             (row, edit, positions)
         )
+    spans: dict[tuple[int, ...], Tensor] = {}
     batches = []
     for (_, kind, by_head), items in sorted(rounds.items(), key=lambda item: item[0][0]):
-        rows: list[int] = []
-        places: list[int] = []
-        heads: list[int] = []
-        lookup: list[int] = []
-        for number, (row, edit, positions) in enumerate(items):
-            rows += [row] * len(positions)
-            places += positions
-            heads += [edit.head or 0] * len(positions)
-            lookup += [number] * len(positions)
-        stacked = [edit.parameters(len(positions)) for _, edit, positions in items]
-        parameters = torch.cat(stacked) if kind.PER_POSITION else torch.stack(stacked)
+        # Work grows with the rows, not with the tokens: equal spans are made into indices once, and an
+        # edit that many rows share is one set of parameters.
+        for _, _, positions in items:
+            if positions not in spans:
+                spans[positions] = torch.tensor(positions, device=device)
+        lengths = torch.tensor([len(positions) for _, _, positions in items], device=device)
+
+        def spread(values: list[int], lengths: Tensor = lengths) -> Tensor:
+            return torch.tensor(values, device=device).repeat_interleave(lengths)
+
+        lookup = None
+        if kind.PER_POSITION:
+            parameters = torch.cat(
+                [edit.parameters(len(positions)) for _, edit, positions in items]
+            )
+        else:
+            unique = {id(edit): edit for _, edit, _ in items}
+            number = {key: i for i, key in enumerate(unique)}
+            parameters = torch.stack([edit.parameters(0) for edit in unique.values()])
+            lookup = spread([number[id(edit)] for _, edit, _ in items])
         batches.append(
             EditBatch(
                 kind,
-                torch.tensor(rows, device=device),
-                torch.tensor(places, device=device),
-                torch.tensor(heads, device=device) if by_head else None,
+                spread([row for row, _, _ in items]),
+                torch.cat([spans[positions] for _, _, positions in items]),
+                spread([edit.head or 0 for _, edit, _ in items]) if by_head else None,
                 parameters.to(device),
-                None if kind.PER_POSITION else torch.tensor(lookup, device=device),
+                lookup,
                 n_heads,
             )
         )

@@ -13,7 +13,7 @@ All hooks are removed when the pass ends, also after an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,7 +57,8 @@ class Pass:
     """What a pass gives back.
 
     normed: [bases kept + rows, positions, d_model], after the final norm.
-    captured: site -> ([rows present + bases kept, positions, width], n_rows present).
+    captured: site -> (states [bases, then rows present, places, width], n_bases, n_rows), where places
+    are those that the caller asked for.
     """
 
     normed: Tensor
@@ -67,7 +68,7 @@ class Pass:
     cost: Cost = field(default_factory=Cost)
 
     def state(self, site: Site, row: int | None, base: int) -> Tensor:
-        """Captured activation [positions, width] of a row; of its base where it joined later or is None."""
+        """Captured states [places, width] of a row; of its base where it joined later or is None."""
         tensor, n_bases, n_rows = self.captured[site]
         return tensor[n_bases + row] if row is not None and row < n_rows else tensor[base]
 
@@ -136,13 +137,14 @@ def run_pass(
     prefix: KeyValues | None = None,
     keep_bases: bool = True,
     record: bool = False,
-    capture: Sequence[Site] = (),
+    capture: Mapping[Site, Tensor] | None = None,
 ) -> Pass:
     """Run base prompts and their edited rows in one call of the model.
 
     tokens: [bases, positions] ids after the prefix, padded on the right. rows: sorted by `start`;
     their places count from the prompt's first token. prefix: keys and values of the tokens before,
-    per layer [bases, kv_heads, P, head_dim]. Bases that are not kept leave after the last join.
+    per layer [bases, kv_heads, P, head_dim]. Bases that are not kept leave after the last join. capture:
+    site -> [bases, places] indices into `tokens`; nothing else of a site is held.
     """
     offset = 0 if prefix is None else prefix[0][0].shape[-2]
     state = _State(tokens.shape[0], rows, keep_bases, tokens.device)
@@ -153,7 +155,7 @@ def run_pass(
     cost = Cost(forwards=1, tokens=tokens.numel())
     batches = _compile(anatomy, rows, offset, tokens.shape[1], tokens.device)
     captured: dict[Site, tuple[Tensor, int, int]] = {}
-    with _steered(anatomy, state, batches, set(capture), captured, cost):
+    with _steered(anatomy, state, batches, capture or {}, captured, cost):
         cache = Cache(layers=list(layers))
         out = anatomy.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
     recorded = [layer.recorded for layer in layers] if record else None
@@ -168,7 +170,7 @@ def _compile(
     for number, row in enumerate(rows):
         for edit, places in zip(row.edits, row.places, strict=True):
             site = edit.site.resolved(anatomy.n_layers)
-            inside = [place - offset for place in places]
+            inside = tuple(place - offset for place in places) if offset else places
             placed.setdefault(site, []).append((number, edit, inside))
     return {site: batch_edits(items, anatomy.n_heads, device) for site, items in placed.items()}
 
@@ -178,7 +180,7 @@ def _steered(
     anatomy: Anatomy,
     state: _State,
     batches: dict[Site, list[EditBatch]],
-    capture: set[Site],
+    capture: Mapping[Site, Tensor],
     captured: dict[Site, tuple[Tensor, int, int]],
     cost: Cost,
 ) -> Iterator[None]:
@@ -186,7 +188,9 @@ def _steered(
         for batch in batches.get(site, ()):
             hidden = apply_round(hidden, _shift(batch, state.n_bases))
         if site in capture:
-            captured[site] = (hidden, state.n_bases, state.n_rows)
+            places = capture[site].to(hidden.device)[state.bases.to(hidden.device)]
+            rows = torch.arange(len(places), device=hidden.device).unsqueeze(1)
+            captured[site] = (hidden[rows, places], state.n_bases, state.n_rows)
         return hidden
 
     def enter_layer(layer: int) -> Callable:
@@ -212,7 +216,7 @@ def _steered(
                 )
             )
         add(anatomy.final_norm.register_forward_pre_hook(before_norm))
-        for site in set(batches) | capture:
+        for site in set(batches) | set(capture):
             if site.kind in ("z", "attn_out", "mlp_out"):
                 add(attach(anatomy, site, visit))
         yield

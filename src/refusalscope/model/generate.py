@@ -7,11 +7,13 @@ generated token too. Prompts of a batch are padded on the left and masked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from refusalscope.errors import InputError
 from refusalscope.model.anatomy import Anatomy
@@ -53,8 +55,8 @@ def generate(
     replies: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     cost = Cost()
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
+    done = 0
+    for batch in _batches(anatomy, prompts, order, batch_size, max_new_tokens):
         found = _generate_batch(
             anatomy,
             tokenizer,
@@ -67,9 +69,28 @@ def generate(
         )
         for p, reply in zip(batch, found, strict=True):
             replies[p] = reply
+        done += len(batch)
         if progress is not None:
-            progress(min(at + batch_size, len(order)), len(order))
+            progress(done, len(order))
     return replies, cost
+
+
+def _batches(
+    anatomy: Anatomy,
+    prompts: Sequence[Rendered],
+    order: Sequence[int],
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Batches of at most `batch_size`; alone where the batch's length would change the rotary scaling."""
+    limit = anatomy.rope_limit
+    batches: list[list[int]] = []
+    for p in order:
+        alone = limit is not None and len(prompts[p]) + max_new_tokens > limit
+        if alone or not batches or len(batches[-1]) >= batch_size:
+            batches.append([])
+        batches[-1].append(p)
+    return batches
 
 
 def _generate_batch(
@@ -82,7 +103,7 @@ def _generate_batch(
     use_cache: bool,
     cost: Cost,
 ) -> list[list[int]]:
-    device = anatomy.decoder.embed_tokens.weight.device
+    device = anatomy.device
     width = max(len(prompt.ids) for prompt in prompts)
     ends = _end_tokens(anatomy, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
@@ -91,19 +112,13 @@ def _generate_batch(
     mask = [[0] * shift + [1] * len(p.ids) for shift, p in zip(shifts, prompts, strict=True)]
     with hooks() as add:
         _ride(anatomy, prompts, variants, shifts, width, policy, add, cost)
-        out = anatomy.model.generate(
-            torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            eos_token_id=ends,
-            use_cache=use_cache,
+        plain = GenerationConfig(
+            max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends, use_cache=use_cache
         )
+        with _generation_config(anatomy.model, plain):
+            out = anatomy.model.generate(
+                torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device)
+            )
     replies = []
     for row in out[:, width:].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -126,7 +141,9 @@ def _ride(
     edited = {edit.site.resolved(anatomy.n_layers) for variant in variants for edit in variant}
 
     def prepare(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tokens: Tensor = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        # A model with a vision tower hands its language model embeddings instead of ids.
+        tokens: Tensor = kwargs["inputs_embeds"][..., 0] if ids is None else ids
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         n = tokens.shape[1]
@@ -136,10 +153,10 @@ def _ride(
         placed: dict[Site, list] = {}
         for row, (prompt, variant, shift) in enumerate(zip(prompts, variants, shifts, strict=True)):
             for edit in variant:
-                touched = [p + shift for p in prompt.resolve(edit.positions, "prompt_only")]
+                touched = [p + shift for p in prompt.resolve(edit.positions, policy)]
                 if policy == "every_step" and edit.positions in ("all", "no_bos", "last", "reply"):
                     touched += range(width, past + n)
-                inside = [p - past for p in touched if past <= p < past + n]
+                inside = tuple(p - past for p in touched if past <= p < past + n)
                 placed.setdefault(edit.site.resolved(anatomy.n_layers), []).append(
                     (row, edit, inside)
                 )
@@ -168,6 +185,17 @@ def _ride(
         add(
             module.register_forward_pre_hook(lambda m, args, s=site: (visit(s, args[0]), *args[1:]))
         )
+
+
+@contextmanager
+def _generation_config(model: Any, plain: GenerationConfig) -> Iterator[None]:
+    """Greedy means greedy: a checkpoint's own penalties, suppressed tokens and samplers are set aside."""
+    own = model.generation_config
+    model.generation_config = plain
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _end_tokens(anatomy: Anatomy, tokenizer: Any) -> list[int]:

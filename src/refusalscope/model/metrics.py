@@ -160,18 +160,18 @@ class KL:
 
 
 def learn_openings(
-    refusals: Sequence[Sequence[int]],
-    replies: Sequence[Sequence[int]],
+    refusals: Sequence[int],
+    replies: Sequence[int],
     min_share: float = 0.02,
     min_odds: float = 4.0,
 ) -> RefusalMargin:
     """Learn the opening tokens of refusals and of replies from judged replies of a calibration split.
 
-    refusals, replies: token ids of replies. A first token joins a side when at least `min_share` of
-    that side opens with it, and `min_odds` times more often than the other side does (add-half
-    smoothing). Raises InputError when a side has no token of its own.
+    refusals, replies: the first token of each. A token joins a side when at least `min_share` of that side
+    opens with it, and `min_odds` times more often than the other side does (add-half smoothing). Raises
+    InputError when a side has no token of its own.
     """
-    first = [np.array([reply[0] for reply in side if len(reply)]) for side in (refusals, replies)]
+    first = [np.array(side) for side in (refusals, replies)]
     if not len(first[0]) or not len(first[1]):
         raise InputError(
             f"the calibration split has {len(first[0])} refusals and {len(first[1])} replies; "

@@ -31,9 +31,12 @@ from refusalscope.model.clean import (
 from refusalscope.model.edits import Variant
 from refusalscope.model.engine import Cost, Pass, Row, run_pass
 from refusalscope.model.metrics import Metric, StateMetric
+from refusalscope.model.sites import Site
 
 # A pass of fewer rows than this wastes more on its launch than a second prompt's prefix costs.
 SMALL = 32
+# What a metric may hold a logit: the KL of the published code keeps several copies in float64.
+BYTES_A_LOGIT = 64
 
 
 @dataclass
@@ -109,7 +112,11 @@ class _Work:
         self.order = {p: i for i, p in enumerate(batch)}
         self.states = {n: m for n, m in metrics.items() if isinstance(m, StateMetric)}
         self.readers = {n: m for n, m in metrics.items() if not isinstance(m, StateMetric)}
-        self.sites = list({m.site.resolved(anatomy.n_layers) for m in self.states.values()})
+        self.at: dict[Site, list[StateMetric]] = {}
+        for state_metric in self.states.values():
+            self.at.setdefault(state_metric.site.resolved(anatomy.n_layers), []).append(
+                state_metric
+            )
         self.clean: Pass | None = None
 
     def run(self, jobs: Sequence[_Job]) -> None:
@@ -120,9 +127,11 @@ class _Work:
             groups.setdefault(self._offset(job) if self.plan.prefix else 0, []).append(job)
         compares = any(metric.needs_clean for metric in self.readers.values())
         wanted = bool(untouched) or compares or any(groups)
-        if wanted and (self.clean is None or (untouched and self.sites)):
+        if wanted and (self.clean is None or (untouched and self.at)):
             tokens = pad([self.prompts[p].ids for p in self.order], self.anatomy)
-            self.clean = run_pass(self.anatomy, tokens, record=any(groups), capture=self.sites)
+            self.clean = run_pass(
+                self.anatomy, tokens, record=any(groups), capture=self._wanted(list(self.order), 0)
+            )
             self.result.cost.add(self.clean.cost)
         self._score_untouched(untouched)
         for offset, members in sorted(groups.items()):
@@ -133,9 +142,7 @@ class _Work:
         """How many leading tokens the cache may serve: before the first edit and the first read."""
         prompt = self.prompts[job.prompt]
         reads = [min(metric.reads(prompt)) for metric in self.readers.values()]
-        reads += [
-            min(prompt.resolve(metric.position, "prompt_only")) for metric in self.states.values()
-        ]
+        reads += [self._place(metric, job.prompt) for metric in self.states.values()]
         return min([job.placed.first, *reads])
 
     def _score_untouched(self, jobs: Sequence[_Job]) -> None:
@@ -149,7 +156,7 @@ class _Work:
                 self.result.scores[name][p, variants] = float(score[0])
             for name, state_metric in self.states.items():
                 assert self.clean is not None
-                score = self._state_score(state_metric, self.clean, p, [None], self.order[p], 0)
+                score = self._state_score(state_metric, self.clean, [None], self.order[p])
                 self.result.scores[name][p, variants] = float(score[0])
 
     def _clean_logits(self, metric: Metric, p: int) -> Tensor:
@@ -178,8 +185,8 @@ class _Work:
             tokens,
             rows,
             prefix=prefix,
-            keep_bases=bool(self.sites) and late,
-            capture=self.sites,
+            keep_bases=bool(self.at) and late,
+            capture=self._wanted(present, offset),
         )
         self.result.cost.add(out.cost)
         for p in present:
@@ -190,14 +197,14 @@ class _Work:
                 scores = self._score(metric, out.normed[picks], p, offset)
                 self.result.scores[name][p, columns] = scores
             for name, state_metric in self.states.items():
-                score = self._state_score(state_metric, out, p, mine, base[p], offset)
+                score = self._state_score(state_metric, out, mine, base[p])
                 self.result.scores[name][p, columns] = score.double().cpu().numpy()
 
     def _score(self, metric: Metric, normed: Tensor, p: int, offset: int) -> np.ndarray:
         """Scores of rows, unembedding no more of them at a time than the budget holds."""
         reads = metric.reads(self.prompts[p])
         clean = self._clean_logits(metric, p) if metric.needs_clean else None
-        step = max(1, self.plan.max_bytes // (8 * len(reads) * self.anatomy.vocab_size))
+        step = max(1, self.plan.max_bytes // (BYTES_A_LOGIT * len(reads) * self.anatomy.vocab_size))
         parts = [
             metric(self._logits(normed[i : i + step], reads, offset), self.prompts[p], clean)
             for i in range(0, len(normed), step)
@@ -208,18 +215,25 @@ class _Work:
         where = torch.tensor([r - offset for r in reads], device=normed.device)
         return self.anatomy.logits(normed[:, where])
 
+    def _wanted(self, present: Sequence[int], offset: int) -> dict[Site, Tensor]:
+        """The places that state metrics read: site -> [prompts, metrics at this site]."""
+        return {
+            site: torch.tensor(
+                [[self._place(metric, p) - offset for metric in metrics] for p in present],
+                device=self.anatomy.device,
+            )
+            for site, metrics in self.at.items()
+        }
+
+    def _place(self, metric: StateMetric, p: int) -> int:
+        return self.prompts[p].resolve(metric.position, "prompt_only")[-1]
+
     def _state_score(
-        self,
-        metric: StateMetric,
-        out: Pass,
-        p: int,
-        rows: Sequence[int | None],
-        base: int,
-        offset: int,
+        self, metric: StateMetric, out: Pass, rows: Sequence[int | None], base: int
     ) -> Tensor:
         site = metric.site.resolved(self.anatomy.n_layers)
-        at = self.prompts[p].resolve(metric.position, "prompt_only")[-1] - offset
-        return metric.score(torch.stack([out.state(site, row, base)[at] for row in rows]))
+        number = next(i for i, other in enumerate(self.at[site]) if other is metric)
+        return metric.score(torch.stack([out.state(site, row, base)[number] for row in rows]))
 
     def _chunks(self, jobs: Sequence[_Job], offset: int) -> list[list[_Job]]:
         """Cut jobs so that one pass stays within the memory budget.

@@ -103,12 +103,14 @@ def require_enough(
     """
     members = _prompts(prompts)
     where = f" of {side}" if side else ""
+    lost = "; ".join(f"line {row.line}: {row.reason}" for row in prompts.skipped[:_SHOWN])
+    skipped = f" (not used: {lost})" if lost else ""
     for label in LABELS:
         found = len(members.of(label))
         if found < minimum:
             raise InputError(
                 f"the {label} side{where} has {found} prompt(s), at least {minimum} are needed; "
-                "add prompts, or mend the skipped rows of the file"
+                f"add prompts, or mend the skipped rows of the file{skipped}"
             )
 
 

@@ -24,6 +24,7 @@ from refusalscope.runs.files import (
 )
 from refusalscope.runs.folder import LOG, hold, holds_run
 from refusalscope.runs.manifest import (
+    FILE,
     OWN,
     demand_equal,
     new_manifest,
@@ -46,6 +47,16 @@ from refusalscope.runs.tables import (
 def utc_now() -> datetime:
     """The time now, in UTC."""
     return datetime.now(UTC)
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raises RunError where `folder` holds a run already: to be asked before long work starts."""
+    if (folder / FILE).is_file():
+        manifest = read_manifest(folder)
+        raise RunError(
+            f"{folder} already holds a run of {manifest.get('command')!r} started "
+            f"{manifest.get('started')}: choose another --out, or pass --resume to go on."
+        )
 
 
 class Run(RunReader):
@@ -108,10 +119,7 @@ class Run(RunReader):
         if held:
             manifest = read_manifest(folder)
             if not resume:
-                raise RunError(
-                    f"{folder} already holds a run of {manifest.get('command')!r} started "
-                    f"{manifest.get('started')}: choose another --out, or pass --resume to go on."
-                )
+                refuse_occupied(folder)
             demand_equal(folder, manifest, must_match)
             if manifest["status"] == "finished":
                 run = cls(folder, manifest, None, clock)

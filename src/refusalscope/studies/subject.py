@@ -85,6 +85,8 @@ def prepare(
     prompts = tuple(prompt for name in SPLITS for prompt in splits[name])
     names = [name for name in SPLITS for _ in splits[name]]
     rendered = tuple(chat.render(prompts))
+    (example,) = chat.render([Prompt("example", "INSTRUCTION")])
+    run.update(rendering={"text": example.text, "token_ids": list(example.ids)})
     if not run.has_table("behaviour.rates"):
         with spending(run, chat):
             said = reply(
@@ -108,13 +110,14 @@ def prepare(
                     "id": [p.id for p in prompts],
                     "prompt": [p.text for p in prompts],
                     "rendered": [r.text for r in rendered],
+                    "token_ids": [list(r.ids) for r in rendered],
                     "reply": said.texts,
                 }
             )
             run.write_table("replies", texts)
         table = prompt_table(prompts, rendered, names, said.verdicts, scores)
         run.write_table("prompts", table)
-        _warn(run, table)
+        _warn(run, table, rendered)
         run.write_table("behaviour.rates", rates(table[table["split"] == "report"], seed))
     table = run.table("prompts")
     openings = run.array("openings") if "openings" in run.arrays() else None
@@ -137,12 +140,20 @@ def _learn(
         return None
 
 
-def _warn(run: Run, table: pd.DataFrame) -> None:
+def _warn(run: Run, table: pd.DataFrame, rendered: Sequence[Rendered]) -> None:
     merged = int(table["boundary_merge"].sum())
     if merged:
         run.warn(
             f"{merged} of {len(table)} prompts end in a token that the tokenizer merged with the chat "
             f"template, so their last instruction token is partly template."
+        )
+    open_thinking = sum(
+        "think_open" in r.anchors and "think_close" not in r.anchors for r in rendered
+    )
+    if open_thinking:
+        run.warn(
+            "The chat template opens a thinking span before the reply, so the first tokens judged are "
+            "thinking; raise max_new_tokens until replies are reached."
         )
     empty = int((table["verdict"] == "empty").sum())
     if empty:

@@ -66,22 +66,28 @@ def geometry(
     directions; `residual_norm` is the mean norm of the states at the prompt's end.
     """
     rng = np.random.default_rng(seed)
-    groups = [torch.nonzero(mask).flatten() for mask in (harmful, ~harmful)]
 
-    def directions(picks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        first, second = (
-            states[picks[0]].mean(0) - states[picks[1]].mean(0)
-            for states in (at_instruction, at_end)
-        )
-        return first, second
+    def directions(weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Difference of weighted class means at both positions; weights [prompts of a class]."""
+        found = []
+        for states in (at_instruction, at_end):
+            means = [
+                torch.einsum("n,nrd->rd", weight, states[mask])
+                for weight, mask in zip(weights, (harmful, ~harmful), strict=True)
+            ]
+            found.append(means[0] - means[1])
+        return found[0], found[1]
 
-    v_harm, v_refuse = directions(groups)
+    sizes = [int(harmful.sum()), int((~harmful).sum())]
+    v_harm, v_refuse = directions(
+        (torch.full((sizes[0],), 1 / sizes[0]), torch.full((sizes[1],), 1 / sizes[1]))
+    )
     draws = []
     for _ in range(n_resamples):
-        picks = [
-            group[torch.from_numpy(rng.integers(0, len(group), len(group)))] for group in groups
-        ]
-        draws.append(cosine_similarity(*directions(picks), dim=-1))
+        first, second = (
+            torch.from_numpy(rng.multinomial(n, np.full(n, 1 / n)) / n).float() for n in sizes
+        )
+        draws.append(cosine_similarity(*directions((first, second)), dim=-1))
     cosine = cosine_similarity(v_harm, v_refuse, dim=-1).numpy()
     # Noise in a resample pulls a cosine towards 0, so the basic bootstrap, which corrects that bias.
     high, low = 2 * cosine - np.quantile(torch.stack(draws).numpy(), [0.025, 0.975], axis=0)

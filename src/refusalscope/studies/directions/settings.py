@@ -47,6 +47,12 @@ class DirectionsSettings(BaseModel):
     score_eps: bool = Field(
         False, description="put the published epsilons inside the logarithms of scores and KL (a)"
     )
+    n_fit: Annotated[int, Field(ge=8)] = Field(
+        1000, description="prompts a label to fit on at most, drawn by the seed; 128 in (a)"
+    )
+    n_select: Annotated[int, Field(ge=8)] = Field(
+        128, description="prompts a label to choose on at most, drawn by the seed; 32 in (a)"
+    )
     fit_filter: Literal["score", "reply"] = Field(
         "reply",
         description="fit on prompts whose refusal score (a) or whose reply (z, o) agrees with the label",
@@ -74,6 +80,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "selection": "smallest_bypass",
         "score_eps": True,
         "fit_filter": "score",
+        "n_fit": 128,
+        "n_select": 32,
         "judge": "arditi2024",
         "seed": 42,
     },

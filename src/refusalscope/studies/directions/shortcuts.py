@@ -7,7 +7,7 @@ Baselines are fitted on the fit split and scored on the report split, as the dir
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,14 @@ def shortcuts(
     fit_harmful: Sequence[bool],
     report_texts: Sequence[str],
     report_harmful: Sequence[bool],
-    belief: Array,
+    beliefs: Mapping[str, Array],
     seed: int,
 ) -> pd.DataFrame:
-    """AUROC of harm on the report split, of the belief score and of each shortcut, with verdicts."""
+    """AUROC of harm on the report split, of the belief score and of each shortcut, with verdicts.
+
+    beliefs: name -> score [report prompts]; the first is the score under test, the others are the same score
+    on prompts with another final mark, or at another token.
+    """
     labels = np.array(fit_harmful)
 
     def odds(feature) -> Array:
@@ -48,31 +52,37 @@ def shortcuts(
 
     def model(**options) -> Array:
         pipe = make_pipeline(TfidfVectorizer(**options), LogisticRegression(max_iter=1000))
+        # One-letter words count: a default of the vectoriser would leave some prompts without any.
         return pipe.fit(list(fit_texts), labels).decision_function(list(report_texts))
 
     lengths = np.array([len(text.split()) for text in report_texts], dtype=float)
     fit_lengths = np.array([len(text.split()) for text in fit_texts], dtype=float)
     sign = 1.0 if fit_lengths[labels].mean() >= fit_lengths[~labels].mean() else -1.0
     scores = {
-        "belief (delta_harmful)": belief,
+        **beliefs,
         "final punctuation": odds(final_character_class),
         "last word": odds(lambda text: text.lower().split()[-1].strip(".?!")),
         "length in words": sign * lengths,
         "character n-grams": model(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
-        "words": model(lowercase=True, sublinear_tf=True),
+        "words": model(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True),
     }
     areas = {name: auroc(report_harmful, score, seed=seed) for name, score in scores.items()}
-    own = areas["belief (delta_harmful)"].value
+    tested, *controls = beliefs
+    own = areas[tested]
     rows = []
     for name, area in areas.items():
-        if name.startswith("belief"):
-            verdict = "the score under test"
-        elif area.value >= own - 0.02:
+        if name == tested:
+            verdict = (
+                "the score under test" if own.low > 0.5 else "not shown to be above chance itself"
+            )
+        elif name in controls:
+            verdict = f"the same score, {area.value - own.value:+.2f} from the one under test"
+        elif own.low > 0.5 and area.value >= own.value - 0.02:
             verdict = "as good as belief: the score cannot be told from this cue here"
         elif area.low > 0.5:
             verdict = "carries some of the label, less than belief"
         else:
-            verdict = "no better than chance"
+            verdict = "not shown to carry the label"
         rows.append(
             {
                 "name": name,

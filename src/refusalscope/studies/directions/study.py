@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
 
 from refusalscope.model import Metric, RefusalMargin, RefusalScore
 from refusalscope.progress import Progress, Silent
+from refusalscope.prompts import punctuation_variants
 from refusalscope.runs import Run
-from refusalscope.studies.directions.belief import belief_rows, belief_scores, geometry
+from refusalscope.studies.directions.belief import belief_rows, belief_scores, geometry, profile
 from refusalscope.studies.directions.extract import (
     Centroids,
     centroids,
@@ -31,7 +33,14 @@ from refusalscope.studies.directions.sweep import score_candidates
 from refusalscope.studies.subject import Subject, spending, spent
 
 ENOUGH = 8
-ENDS = ("instruction_last", "template[-1]")
+ENDS = ("instruction_last", "template[-1]", "instruction_last_word")
+# Prompts whose states are held at once while belief is read.
+AT_ONCE = 256
+MARKS = {
+    "stripped": "without its final mark",
+    "period": "ending in a full stop",
+    "question": "ending in ?",
+}
 
 
 def run_directions(
@@ -82,28 +91,60 @@ def _fit_groups(
     if subject.margin is None:
         run.warn("The directions study was left out: refusals and replies could not be told apart.")
         return None
-    verdict_of = {"harmful": "refused", "harmless": "answered"}
+    if not run.has_table("directions.groups"):
+        with spending(run, subject.chat):
+            run.write_table("directions.groups", _draw_groups(subject, settings, subject.margin))
+    table = run.table("directions.groups")
     groups: dict[str, list[int]] = {}
-    scores = None
-    if settings.fit_filter == "score":
-        metric = {"score": _score(subject.margin, settings)}
-        scores = subject.chat.measure(subject.rendered, [()], metric).scores["score"][:, 0]
-    for split in ("fit", "select"):
-        for label, verdict in verdict_of.items():
-            if scores is None:
-                found = subject.pick(split, label, verdict)
-            else:
-                sign = 1 if label == "harmful" else -1
-                found = [i for i in subject.pick(split, label) if sign * scores[i] > 0]
-            groups[f"{split}/{label}"] = found
-            if len(found) < ENOUGH:
-                what = "refuses" if label == "harmful" else "answers"
-                run.warn(
-                    f"The directions study was left out: the model {what} only {len(found)} {label} "
-                    f"prompts of the {split} split, {ENOUGH} are needed; give more prompts."
-                )
-                return None
+    for (split, label), part in table.groupby(["split", "label"], sort=False):
+        found = part.loc[part["used"], "row"].tolist()
+        groups[f"{split}/{label}"] = found
+        if len(found) < ENOUGH:
+            what = "refuses" if label == "harmful" else "answers"
+            run.warn(
+                f"The directions study was left out: the model {what} only {len(found)} {label} "
+                f"prompts of the {split} split, {ENOUGH} are needed; give more prompts."
+            )
+            return None
+        spare = int(part["agrees"].sum()) - len(found)
+        if spare:
+            run.warn(
+                f"{spare} {label} prompts of the {split} split were not drawn: "
+                f"n_{split} takes {len(found)} at most."
+            )
     return groups
+
+
+def _draw_groups(
+    subject: Subject, settings: DirectionsSettings, margin: RefusalMargin
+) -> pd.DataFrame:
+    """One row a fit or select prompt: whether reply or score agrees with the label, whether it is used."""
+    rng = np.random.default_rng(settings.seed)
+    frames = []
+    for split, most in (("fit", settings.n_fit), ("select", settings.n_select)):
+        for label, verdict, sign in (("harmful", "refused", 1), ("harmless", "answered", -1)):
+            rows = np.array(subject.pick(split, label), dtype=int)
+            if settings.fit_filter == "score":
+                metric = {"score": _score(margin, settings)}
+                found = subject.chat.measure(subject.take(rows.tolist()), [()], metric)
+                agrees = sign * found.scores["score"][:, 0] > 0
+            else:
+                agrees = (subject.table["verdict"].iloc[rows] == verdict).to_numpy()
+            drawn = rng.permutation(np.flatnonzero(agrees))[:most]
+            used = np.isin(np.arange(len(rows)), drawn)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "row": rows,
+                        "id": [subject.prompts[i].id for i in rows],
+                        "split": split,
+                        "label": label,
+                        "agrees": agrees,
+                        "used": used,
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
 
 
 def _score(margin: RefusalMargin, settings: DirectionsSettings) -> Metric:
@@ -141,6 +182,7 @@ def _find(
     scores = _sweep(run, subject, settings, groups, anchors, candidates, margin, progress)
     table = _choose(scores, anchors, n_layers, settings)
     means = _means(states, [*anchors, *ends])
+    at = [[*anchors, *ends].index(name) for name in ENDS]
     arrays = {
         "candidates": candidates,
         "harmfulness": means.v_harm,
@@ -149,6 +191,8 @@ def _find(
         "mean_harmless": means.harmless,
         "mean_refuse": means.refuse,
         "mean_accept": means.accept,
+        "mean_harm_last_word": states["harmful"][:, at[2]].double().mean(0).float(),
+        "mean_harmless_last_word": states["harmless"][:, at[2]].double().mean(0).float(),
     }
     chosen = table.index[table["chosen"]]
     if len(chosen):
@@ -160,7 +204,6 @@ def _find(
             torch.nn.functional.cosine_similarity(flat, direction, dim=-1).numpy().astype(float)
         )
     run.write_array("directions", arrays)
-    at = [[*anchors, *ends].index(name) for name in ENDS]
     both = torch.cat([states["harmful"], states["harmless"]])
     harmful = torch.arange(len(both)) < len(states["harmful"])
     frame = geometry(both[:, at[0]], both[:, at[1]], harmful, seed=settings.seed)
@@ -175,7 +218,7 @@ def _without_nothing(directions: Tensor, states: Tensor) -> Tensor:
 
 
 def _means(states: dict[str, Tensor], anchors: list[str]) -> Centroids:
-    at = [anchors.index(name) for name in ENDS]
+    at = [anchors.index(name) for name in ENDS[:2]]
     both = torch.cat([states["harmful"], states["harmless"]])
     harmful = torch.arange(len(both)) < len(states["harmful"])
     return centroids(both[:, at[0]], both[:, at[1]], harmful)
@@ -265,23 +308,52 @@ def _believe(
     progress: Progress,
 ) -> None:
     """Belief of every prompt by the fit split's centroids, and what shortcuts do on the same prompts."""
-    with spending(run, subject.chat):
-        states = stack(subject.chat, subject.rendered, ENDS, "belief of all prompts", progress)
+    chat = subject.chat
     means = Centroids(
         *(arrays[f"mean_{name}"] for name in ("harm", "harmless", "refuse", "accept"))
     )
-    rows = belief_rows(settings.belief_rows, subject.chat.anatomy.n_layers)
-    frame = belief_scores(states[:, 0], states[:, 1], means, rows)
-    info = subject.table[["id", "label", "category", "split", "refused"]].reset_index(drop=True)
-    table = pd.concat([info, frame], axis=1)
+    word = (arrays["mean_harm_last_word"], arrays["mean_harmless_last_word"])
+    rows = belief_rows(settings.belief_rows, chat.anatomy.n_layers)
+    track = progress.track("belief of all prompts")
+    frames, at_word = [], []
     fit, report = subject.pick("fit"), subject.pick("report")
+    with spending(run, chat):
+        for start in range(0, len(subject.rendered), AT_ONCE):
+            part = subject.rendered[start : start + AT_ONCE]
+            states = stack(chat, part, ENDS, "belief")
+            frames.append(belief_scores(states[:, 0], states[:, 1], means, rows))
+            at_word.append(profile(states[:, 2][:, rows], word[0][rows], word[1][rows]).mean(-1))
+            track(min(start + AT_ONCE, len(subject.rendered)), len(subject.rendered))
+        marked = _other_marks(subject, report, means, rows)
+    info = subject.table[["id", "label", "category", "split", "refused"]].reset_index(drop=True)
+    table = pd.concat([info, pd.concat(frames, ignore_index=True)], axis=1)
+    beliefs = {
+        "belief (delta_harmful)": table["delta_harmful"].to_numpy()[report],
+        "belief at the last word": torch.cat(at_word).numpy().astype(float)[report],
+        **{f"belief, prompts {MARKS[mark]}": scores for mark, scores in marked.items()},
+    }
     baselines = shortcuts(
         [subject.prompts[i].text for i in fit],
         subject.harmful(fit).tolist(),
         [subject.prompts[i].text for i in report],
         subject.harmful(report).tolist(),
-        table["delta_harmful"].to_numpy()[report],
+        beliefs,
         settings.seed,
     )
     run.write_table("directions.shortcuts", baselines)
     run.write_table("directions.belief", table)
+
+
+def _other_marks(
+    subject: Subject, report: list[int], means: Centroids, rows: list[int]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """delta_harmful of the report prompts with another final mark (harmfulness_and_refusal 7, b)."""
+    found: dict[str, list[npt.NDArray[np.float64]]] = {mark: [] for mark in MARKS}
+    for start in range(0, len(report), AT_ONCE):
+        prompts = [subject.prompts[i] for i in report[start : start + AT_ONCE]]
+        for mark in MARKS:
+            changed = [replace(p, text=punctuation_variants(p.text)[mark]) for p in prompts]
+            states = stack(subject.chat, subject.chat.render(changed), ENDS[:1], mark)
+            scores = profile(states[:, 0][:, rows], means.harm[rows], means.harmless[rows]).mean(-1)
+            found[mark].append(scores.numpy().astype(float))
+    return {mark: np.concatenate(parts) for mark, parts in found.items()}

@@ -1,0 +1,123 @@
+"""What a page is made of: sections of figures, tables and notes. The template only lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell that is more than its text: a number, a mark, a hash."""
+
+    text: str
+    number: bool = False
+    code: bool = False
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `rows` hold plain strings or cells. `id` and `name` are for links to it.
+
+    folded: shown only when asked for. headless: its columns explain themselves.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    note: str = ""
+    folded: bool = False
+    headless: bool = False
+    id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot. `alt` says in words what a reader who cannot see it must know."""
+
+    figure: go.Figure
+    alt: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a figure's legend: a mark drawn by the style sheet, and its meaning."""
+
+    mark: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One or more panels that are read together.
+
+    name: what links call it; heading: what it shows; read: how to read it; basis: n, interval level
+    and split.
+    """
+
+    id: str
+    name: str
+    heading: str
+    panels: Sequence[Panel]
+    read: str
+    basis: str
+    keys: Sequence[Key] = ()
+    numbers: Table | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph: `kind` is plain, missing or warning."""
+
+    text: str
+    kind: str = "plain"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of sentences."""
+
+    items: Sequence[str]
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key figure. `low`, `value` and `high` place its bar between `start` and `stop`."""
+
+    name: str
+    figure: str
+    interval: str
+    detail: str
+    link: str = ""
+    role: str = "ink"
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    start: float = 0.0
+    stop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Key figures side by side."""
+
+    cards: Sequence[Card]
+
+
+Block = Figure | Table | Note | Listing | Cards
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its own heading; `id` is the target of links."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""

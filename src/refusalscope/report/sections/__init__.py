@@ -1,0 +1,28 @@
+"""The sections of the page, in the order they are read.
+
+A section is a function from a run to a `Section`, or to None when the run says nothing about it. A
+later study adds its own by adding its function to the list below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refusalscope.report.content import Section
+from refusalscope.report.sections.behaviour import behaviour
+from refusalscope.report.sections.belief import belief
+from refusalscope.report.sections.directions import directions
+from refusalscope.report.sections.key_figures import key_figures
+from refusalscope.report.sections.provenance import limits, provenance
+from refusalscope.report.sections.warnings import warnings
+from refusalscope.report.tables import RunLike
+
+SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
+    key_figures,
+    behaviour,
+    directions,
+    belief,
+    warnings,
+    provenance,
+    limits,
+)

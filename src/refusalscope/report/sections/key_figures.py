@@ -1,0 +1,109 @@
+"""Key figures as cards, each with its interval and n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refusalscope.report.content import Card, Cards, Section
+from refusalscope.report.numbers import NBSP, decimal, finite, percent, rate_span, span, whole
+from refusalscope.report.rules import arm, geometry_at, overall
+from refusalscope.report.tables import Row, RunLike, chosen_candidate, usable
+
+
+def key_figures(run: RunLike) -> Section | None:
+    """The cards; None when no table gives any."""
+    rates = usable(run, "behaviour.rates")
+    arms = usable(run, "directions.interventions")
+    chosen = chosen_candidate(usable(run, "directions.candidates"))
+    ablated = arm(arms, "ablate", "direction", "harmful")
+    added = arm(arms, "add", "direction", "harmless")
+    found = [
+        _rate("Refuses harmful requests", overall(rates, "harmful"), "harmful"),
+        _rate("Refuses harmless requests", overall(rates, "harmless"), "harmless"),
+        _rate(
+            "Refuses harmful, direction ablated",
+            next(iter(ablated), None),
+            "direction",
+            _control(arm(arms, "ablate", "random", "harmful")),
+        ),
+        _rate(
+            "Refuses harmless, direction added",
+            next(iter(added), None),
+            "direction",
+            _control(arm(arms, "add", "random", "harmless")),
+        ),
+        _cosine(geometry_at(usable(run, "directions.geometry"), (chosen or {}).get("layer"))),
+        _choice(chosen),
+    ]
+    cards = [card for card in found if card is not None]
+    if not cards:
+        return None
+    return Section(
+        "key-figures",
+        "Key figures",
+        [Cards(cards)],
+        f"Rates are shares of greedy replies judged as refusals, on prompts that nothing was fitted "
+        f"or chosen on (the report split); intervals cover 95{NBSP}%.",
+    )
+
+
+def _rate(name: str, row: Row | None, role: str, control: str = "") -> Card | None:
+    if row is None:
+        return None
+    detail = f"{whole(row['refused'])} of {whole(row['n'])} refused"
+    return Card(
+        name,
+        percent(row["rate"]),
+        rate_span(row["low"], row["high"]),
+        f"{detail}; {control}" if control else detail,
+        "figure-interventions" if role == "direction" else "figure-behaviour-rates",
+        role,
+        float(row["rate"]),
+        float(row["low"]),
+        float(row["high"]),
+    )
+
+
+def _control(random: Sequence[Row]) -> str:
+    if not random:
+        return "no random control"
+    low, high = min(row["rate"] for row in random), max(row["rate"] for row in random)
+    rates = percent(low)
+    if rates != percent(high):
+        rates = f"{percent(low, unit=False)} to {percent(high)}"
+    return f"random direction{'s' if len(random) > 1 else ''} {rates}"
+
+
+def _cosine(row: Row | None) -> Card | None:
+    if row is None:
+        return None
+    known = finite(row["low"]) and finite(row["high"])
+    return Card(
+        "Cosine of harmfulness and refusal",
+        decimal(row["cosine"]),
+        span(row["low"], row["high"]),
+        f"at layer {whole(row['layer'])}; 0 means separate axes, 1 the same",
+        "figure-geometry",
+        "ink",
+        float(row["cosine"]),
+        float(row["low"]) if known else None,
+        float(row["high"]) if known else None,
+        start=-1.0,
+    )
+
+
+def _choice(chosen: Row | None) -> Card | None:
+    if chosen is None:
+        return None
+    share = chosen.get("stability")
+    stable = finite(share)
+    return Card(
+        "Chosen refusal direction",
+        f"layer {whole(chosen['layer'])}",
+        f"at {chosen['anchor']}",
+        f"chosen in {percent(share)} of bootstrap resamples"
+        if stable
+        else "stability not measured",
+        "figure-candidates",
+        "direction",
+    )

@@ -1,0 +1,78 @@
+"""The tables of a run as the report's sections want them: there and usable, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import pandas as pd
+
+Row = Mapping[str, Any]
+
+
+class RunLike(Protocol):
+    """What the report reads of a run; `refusalscope.runs.open_run` gives one."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json."""
+
+    def tables(self) -> list[str]:
+        """The names of the tables."""
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table as a frame."""
+
+
+# The columns that the report cannot do without, of each table it reads. Further ones are used where
+# they are there.
+NEEDED: dict[str, tuple[str, ...]] = {
+    "prompts": ("label", "refusal_margin"),
+    "behaviour.rates": ("label", "category", "n", "refused", "rate", "low", "high"),
+    "directions.candidates": ("anchor", "layer", "bypass", "induce", "kl", "kept", "chosen"),
+    "directions.belief": ("label", "delta_harmful", "delta_refuse", "quadrant"),
+    "directions.geometry": ("layer", "cosine", "low", "high"),
+    "directions.interventions": (
+        *("intervention", "control", "label", "n", "refused", "rate", "low", "high"),
+    ),
+    "directions.shortcuts": ("name", "auroc", "auroc_low", "auroc_high", "verdict"),
+}
+
+
+def usable(run: RunLike, name: str) -> pd.DataFrame | None:
+    """The table with the rows of the report split, or None when it is absent, empty or too narrow.
+
+    Only rows that no stage fitted or selected on are shown, so a table with a `split` column is cut
+    to its `report` rows.
+    """
+    if name not in run.tables():
+        return None
+    frame = run.table(name)
+    if any(column not in frame for column in NEEDED[name]):
+        return None
+    if "split" in frame:
+        frame = frame[frame["split"] == "report"]
+    return None if frame.empty else frame.reset_index(drop=True)
+
+
+def why_missing(run: RunLike, name: str) -> str:
+    """One sentence for a table that `usable` did not give."""
+    if name not in run.tables():
+        return f"This run holds no table {name}, so this part could not be drawn."
+    frame = run.table(name)
+    lacking = [column for column in NEEDED[name] if column not in frame]
+    if lacking:
+        return f"The table {name} of this run lacks the column {lacking[0]}."
+    return f"The table {name} of this run has no rows of the report split."
+
+
+def records(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a frame, each by column name."""
+    return cast(list[Row], frame.to_dict("records"))
+
+
+def chosen_candidate(candidates: pd.DataFrame | None) -> Row | None:
+    """The chosen row of `directions.candidates`, None when there is none."""
+    if candidates is None:
+        return None
+    return next(iter(records(candidates[candidates["chosen"].astype(bool)])), None)

@@ -1,0 +1,22 @@
+"""A synthetic run and its page, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refusalscope.report import write_report
+from report.fake_run import write_fake_run
+
+
+@pytest.fixture(scope="session")
+def fake_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with every table of an audit."""
+    return write_fake_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="session")
+def report(fake_run: Path) -> Path:
+    """Its page."""
+    return write_report(fake_run)

@@ -1,0 +1,144 @@
+"""The page in a real browser: opened from disk, no network, laptop and phone, light and dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refusalscope.report import write_report
+from report.test_page import evil_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+pytestmark = pytest.mark.browser
+
+OUTPUT = Path(__file__).resolve().parents[2] / "test-output" / "report"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
+N_PLOTS = 10
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("no chromium on this machine: install Debian's chromium to run browser tests")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """An open page, and what went wrong or was asked for while it was open."""
+
+    def __init__(self, browser, path: Path, screen: str, scheme: str) -> None:
+        width, height = SCREENS[screen]
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+        )
+        self.page = self.context.new_page()
+        self.troubles: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.troubles.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.drawn(scheme)
+
+    def drawn(self, scheme: str) -> None:
+        # Not wait_for_function: it evaluates text, which the page's own policy forbids.
+        self.page.wait_for_selector(f"html[data-drawn={scheme}]", state="attached")
+
+    def ask(self, expression: str):
+        return self.page.evaluate(expression)
+
+
+@pytest.fixture
+def visit(browser) -> Iterator:
+    visits: list[Visit] = []
+
+    def open_page(*arguments) -> Visit:
+        visits.append(Visit(browser, *arguments))
+        return visits[-1]
+
+    yield open_page
+    for each in visits:
+        each.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_page_draws_and_fits_without_a_network(visit, report: Path, screen: str, scheme: str):
+    seen = visit(report, screen, scheme)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    seen.page.screenshot(path=OUTPUT / f"{screen}-{scheme}.png", full_page=True)
+    assert seen.troubles == []
+    assert {url for url in seen.requests if url != "data:,"} == {report.as_uri()}
+    plots = "[...document.querySelectorAll('.plot')]"
+    marks = "'.scatterlayer .trace path, .heatmaplayer image'"
+    assert seen.ask(f"{plots}.filter(p => p.querySelector('.main-svg')).length") == N_PLOTS
+    assert seen.ask(f"{plots}.filter(p => p.querySelector({marks})).length") == N_PLOTS
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
+    assert seen.ask(f"{wider}.length") == 0
+
+
+def test_folded_numbers_open_without_widening_the_page(visit, report: Path):
+    seen = visit(report, "phone", "light")
+    seen.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    assert seen.ask(
+        "[...document.querySelectorAll('.scroll')].some(b => b.scrollWidth > b.clientWidth)"
+    )
+
+
+def test_the_toggle_recolours_page_and_figures(visit, report: Path):
+    seen = visit(report, "laptop", "light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    paper = "document.querySelector('.plot .main-svg').style.background"
+    before = seen.ask(f"[{ground}, {paper}]")
+    seen.page.get_by_role("button", name="Dark theme").click()
+    seen.drawn("dark")
+    after = seen.ask(f"[{ground}, {paper}]")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert seen.page.get_by_role("button", name="Light theme").is_visible()
+    seen.page.reload()
+    seen.drawn("dark")
+    assert seen.troubles == []
+
+
+def test_a_change_of_the_systems_theme_is_followed(visit, report: Path):
+    seen = visit(report, "laptop", "light")
+    seen.page.emulate_media(color_scheme="dark")
+    seen.drawn("dark")
+
+
+def test_printing_is_light_and_keeps_to_the_paper(visit, report: Path):
+    seen = visit(report, "laptop", "dark")
+    seen.ask("dispatchEvent(new Event('beforeprint'))")
+    seen.drawn("light")
+    widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map(s => s.clientWidth))"
+    assert seen.ask(widest) <= 690
+    seen.ask("dispatchEvent(new Event('afterprint'))")
+    seen.drawn("dark")
+    assert seen.troubles == []
+
+
+def test_scripts_that_came_with_the_data_do_not_run(visit, tmp_path: Path):
+    seen = visit(write_report(evil_run(tmp_path / "run")), "laptop", "light")
+    assert seen.ask("window.hacked") is None
+    assert seen.troubles == []
