@@ -186,3 +186,37 @@ def test_harmful_and_harmless_files_are_audited_without_pairs(planted, tmp_path)
     table = open_run(tmp_path / "r").table("prompts")
     assert table["label"].value_counts().to_dict() == {"harmful": 64, "harmless": 64}
     assert table["pair_id"].isna().all()
+
+
+def test_a_paper_s_sample_sizes_are_kept_and_what_was_not_drawn_is_said(planted, tmp_path):
+    out = tmp_path / "r"
+    argv = [
+        "directions",
+        str(planted),
+        "--pairs",
+        str(planted / "pairs.jsonl"),
+        "--preset",
+        "arditi2024",
+    ]
+    argv += [
+        "--judge",
+        "planted",
+        "--max-new-tokens",
+        "2",
+        "--n-bootstrap",
+        "10",
+        "--n-random",
+        "1",
+    ]
+    assert run([*argv, "--n-fit", "12", "--n-select", "9", "--quiet", "--out", str(out)]) == 0
+    view = open_run(out)
+    used = view.table("directions.groups").query("used").groupby(["split", "label"]).size()
+    assert used.to_dict() == {
+        ("fit", "harmful"): 12,
+        ("fit", "harmless"): 12,
+        ("select", "harmful"): 9,
+        ("select", "harmless"): 9,
+    }
+    assert sum("were not drawn" in text for text in view.info["warnings"]) == 4
+    scored = view.table("directions.scores")
+    assert scored.query("score == 'bypass'")["prompt_id"].nunique() == 9
