@@ -17,6 +17,7 @@ _EXPORTS = {
     "profile": f"{_HERE}.belief",
     "run_directions": f"{_HERE}.study",
     "select": f"{_HERE}.selection",
+    "select_relaxed": f"{_HERE}.selection",
     "select_stable": f"{_HERE}.selection",
     "stability": f"{_HERE}.selection",
 }

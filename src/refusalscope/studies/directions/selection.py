@@ -6,7 +6,7 @@ Pure functions of score tables, so that published records can be replayed throug
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -121,3 +121,35 @@ def select_stable(
         return out
     order = kept.sort_values(["stability", "bypass"], ascending=[False, True], kind="stable")
     return mark(out, order.index[0], rule)
+
+
+def relaxations(rule: Rule) -> list[tuple[str, Rule]]:
+    """The order in which filters are let go where no candidate passes: what is said of it, and the rule.
+
+    First the depth cut, then the KL threshold doubled and doubled again, last the inducing one.
+    """
+    deep = replace(rule, depth_cut=1.0)
+    costly = [replace(deep, max_kl=factor * rule.max_kl) for factor in (2, 4)]
+    return [
+        ("the depth cut", deep),
+        *[(f"the depth cut and max_kl (to {each.max_kl:g})", each) for each in costly],
+        (
+            f"the depth cut, max_kl (to {costly[-1].max_kl:g}) and min_induce",
+            replace(costly[-1], min_induce=-np.inf),
+        ),
+    ]
+
+
+def select_relaxed(
+    candidates: pd.DataFrame, n_layers: int, rule: Rule
+) -> tuple[pd.DataFrame, str | None]:
+    """Choose where nothing passed, by the first relaxed rule that lets a candidate through.
+
+    `kept` and `reason` stay those of the given table; only `chosen` and `tie` are new. Returns the table and
+    what was let go, or None where no relaxation helped.
+    """
+    for said, relaxed in relaxations(rule):
+        found = select(candidates, n_layers, relaxed)
+        if found["chosen"].any():
+            return candidates.assign(chosen=found["chosen"], tie=found["tie"]), said
+    return candidates, None

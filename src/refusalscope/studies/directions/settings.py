@@ -41,6 +41,11 @@ class DirectionsSettings(BaseModel):
         "bootstrap_stable",
         description="published rule (a), or the candidate most resamples choose (o)",
     )
+    relax: bool = Field(
+        True,
+        description="where no candidate passes, let filters go in a stated order and say so (o); "
+        "the published code stops (a)",
+    )
     n_bootstrap: Annotated[int, Field(ge=1)] = Field(
         500, description="resamples of the selection over prompts (o)"
     )
@@ -78,6 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "arditi2024": {
         "anchors": "template",
         "selection": "smallest_bypass",
+        "relax": False,
         "score_eps": True,
         "fit_filter": "score",
         "n_fit": 128,
@@ -89,6 +95,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anchors": "template",
         "belief_rows": "with_final",
         "selection": "smallest_bypass",
+        "relax": False,
     },
 }
 

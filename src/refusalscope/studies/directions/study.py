@@ -26,7 +26,13 @@ from refusalscope.studies.directions.extract import (
     template_anchors,
 )
 from refusalscope.studies.directions.interventions import arms, intervene
-from refusalscope.studies.directions.selection import Rule, select, select_stable, stability
+from refusalscope.studies.directions.selection import (
+    Rule,
+    select,
+    select_relaxed,
+    select_stable,
+    stability,
+)
 from refusalscope.studies.directions.settings import DirectionsSettings
 from refusalscope.studies.directions.shortcuts import shortcuts
 from refusalscope.studies.directions.sweep import score_candidates
@@ -181,6 +187,13 @@ def _find(
     candidates = _without_nothing(differences[: len(anchors), :n_layers], states["harmless"])
     scores = _sweep(run, subject, settings, groups, anchors, candidates, margin, progress)
     table = _choose(scores, anchors, n_layers, settings)
+    if settings.relax and not table["chosen"].any():
+        table, said = select_relaxed(table, n_layers, _rule(settings))
+        if said is not None:
+            run.warn(
+                f"No candidate passed the published filters; the direction was chosen with a looser rule "
+                f"that lets go of {said}."
+            )
     means = _means(states, [*anchors, *ends])
     at = [[*anchors, *ends].index(name) for name in ENDS]
     arrays = {
@@ -273,7 +286,7 @@ def _sweep(
 def _choose(
     scores: pd.DataFrame, anchors: list[str], n_layers: int, settings: DirectionsSettings
 ) -> pd.DataFrame:
-    rule = Rule(settings.depth_cut, settings.max_kl, settings.min_induce, settings.tie)
+    rule = _rule(settings)
     by_prompt = {
         name: part["value"].to_numpy().reshape(len(anchors) * n_layers, -1)
         for name, part in scores.groupby("score", sort=False)
@@ -298,6 +311,10 @@ def _choose(
     if settings.selection == "bootstrap_stable":
         return select_stable(table, shares, n_layers, rule)
     return select(table, n_layers, rule).assign(stability=shares)
+
+
+def _rule(settings: DirectionsSettings) -> Rule:
+    return Rule(settings.depth_cut, settings.max_kl, settings.min_induce, settings.tie)
 
 
 def _believe(
