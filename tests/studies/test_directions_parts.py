@@ -189,15 +189,14 @@ def test_filters_are_let_go_in_their_stated_order_and_said():
         assert not table["chosen"].any()
         return select_relaxed(table, 10, Rule())
 
-    late, said = relaxed(layer=[9, 1], bypass=[-1.0, -5.0], induce=[1.0, 1.0], kl=[0.05, 0.3])
-    assert (late["chosen"].tolist(), said) == ([True, False], "the depth cut")
-    assert late["reason"].tolist() == ["late layer", "kl"]
-    assert not late["kept"].any()
-    costly, said = relaxed(layer=[1, 1], bypass=[-1.0, -5.0], induce=[1.0, 1.0], kl=[0.15, 0.3])
-    assert costly["chosen"].tolist() == [True, False]
-    assert "max_kl (to 0.2)" in said
-    weak, said = relaxed(layer=[1], bypass=[-1.0], induce=[-0.5], kl=[0.05])
-    assert weak["chosen"].tolist() == [True]
-    assert "min_induce" in said
-    none, said = relaxed(layer=[1], bypass=[np.nan], induce=[1.0], kl=[0.0])
-    assert (none["chosen"].any(), said) == (False, None)
+    late = relaxed(layer=[9, 1], bypass=[-1.0, -5.0], induce=[1.0, 1.0], kl=[0.05, 0.3])
+    assert (late.table["chosen"].tolist(), late.let_go) == ([True, False], "the depth cut")
+    assert late.table["reason"].tolist() == ["late layer", "kl"]
+    assert not late.table["kept"].any()
+    costly = relaxed(layer=[1, 1], bypass=[-1.0, -5.0], induce=[1.0, 1.0], kl=[0.15, 0.3])
+    assert costly.table["chosen"].tolist() == [True, False]
+    assert "max_kl (to 0.2)" in costly.let_go
+    weak = relaxed(layer=[1], bypass=[-1.0], induce=[-0.5], kl=[0.05])
+    assert weak.table["chosen"].tolist() == [True]
+    assert "min_induce" in weak.let_go
+    assert relaxed(layer=[1], bypass=[np.nan], induce=[1.0], kl=[0.0]) is None

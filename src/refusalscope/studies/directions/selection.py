@@ -140,16 +140,24 @@ def relaxations(rule: Rule) -> list[tuple[str, Rule]]:
     ]
 
 
-def select_relaxed(
-    candidates: pd.DataFrame, n_layers: int, rule: Rule
-) -> tuple[pd.DataFrame, str | None]:
+@dataclass(frozen=True)
+class Relaxed:
+    """A choice by a looser rule: the table with it marked, the rule, and in words what was let go."""
+
+    table: pd.DataFrame
+    rule: Rule
+    let_go: str
+
+
+def select_relaxed(candidates: pd.DataFrame, n_layers: int, rule: Rule) -> Relaxed | None:
     """Choose where nothing passed, by the first relaxed rule that lets a candidate through.
 
-    `kept` and `reason` stay those of the given table; only `chosen` and `tie` are new. Returns the table and
-    what was let go, or None where no relaxation helped.
+    `kept` and `reason` stay those of the given table; only `chosen` and `tie` are new. None where no relaxation
+    helps.
     """
     for said, relaxed in relaxations(rule):
         found = select(candidates, n_layers, relaxed)
         if found["chosen"].any():
-            return candidates.assign(chosen=found["chosen"], tie=found["tie"]), said
-    return candidates, None
+            table = candidates.assign(chosen=found["chosen"], tie=found["tie"])
+            return Relaxed(table, relaxed, said)
+    return None

@@ -186,14 +186,12 @@ def _find(
     differences = mean_difference(states["harmful"], states["harmless"])
     candidates = _without_nothing(differences[: len(anchors), :n_layers], states["harmless"])
     scores = _sweep(run, subject, settings, groups, anchors, candidates, margin, progress)
-    table = _choose(scores, anchors, n_layers, settings)
-    if settings.relax and not table["chosen"].any():
-        table, said = select_relaxed(table, n_layers, _rule(settings))
-        if said is not None:
-            run.warn(
-                f"No candidate passed the published filters; the direction was chosen with a looser rule "
-                f"that lets go of {said}."
-            )
+    table, said = _choose(scores, anchors, n_layers, settings)
+    if said is not None:
+        run.warn(
+            f"No candidate passed the published filters; the direction was chosen with a looser rule "
+            f"that lets go of {said}."
+        )
     means = _means(states, [*anchors, *ends])
     at = [[*anchors, *ends].index(name) for name in ENDS]
     arrays = {
@@ -285,8 +283,9 @@ def _sweep(
 
 def _choose(
     scores: pd.DataFrame, anchors: list[str], n_layers: int, settings: DirectionsSettings
-) -> pd.DataFrame:
-    rule = _rule(settings)
+) -> tuple[pd.DataFrame, str | None]:
+    """The candidates with the chosen one marked, and what a looser rule let go of, if one was needed."""
+    rule = Rule(settings.depth_cut, settings.max_kl, settings.min_induce, settings.tie)
     by_prompt = {
         name: part["value"].to_numpy().reshape(len(anchors) * n_layers, -1)
         for name, part in scores.groupby("score", sort=False)
@@ -298,23 +297,29 @@ def _choose(
             **{name: values.mean(1) for name, values in by_prompt.items()},
         }
     )
-    shares = stability(
-        by_prompt["bypass"],
-        by_prompt["induce"],
-        by_prompt["kl"],
-        table["layer"].to_numpy(float),
-        n_layers,
-        rule,
-        settings.n_bootstrap,
-        settings.seed,
-    )
+
+    def shares(used: Rule) -> npt.NDArray[np.float64]:
+        return stability(
+            by_prompt["bypass"],
+            by_prompt["induce"],
+            by_prompt["kl"],
+            table["layer"].to_numpy(float),
+            n_layers,
+            used,
+            settings.n_bootstrap,
+            settings.seed,
+        )
+
     if settings.selection == "bootstrap_stable":
-        return select_stable(table, shares, n_layers, rule)
-    return select(table, n_layers, rule).assign(stability=shares)
-
-
-def _rule(settings: DirectionsSettings) -> Rule:
-    return Rule(settings.depth_cut, settings.max_kl, settings.min_induce, settings.tie)
+        found = select_stable(table, shares(rule), n_layers, rule)
+    else:
+        found = select(table, n_layers, rule).assign(stability=shares(rule))
+    if found["chosen"].any() or not settings.relax:
+        return found, None
+    relaxed = select_relaxed(found, n_layers, rule)
+    if relaxed is None:
+        return found, None
+    return relaxed.table.assign(stability=shares(relaxed.rule)), relaxed.let_go
 
 
 def _believe(
