@@ -286,6 +286,17 @@ def test_a_run_in_which_no_candidate_passed_shows_the_nearest(tmp_path: Path):
     candidates[["kept", "chosen", "tie"]] = False
     candidates["reason"] = "kl"
     found = Page(write_report(write_fake_run(tmp_path / "run", tables=tables)))
-    assert "No candidate passed; the nearest (select split)" in found.text
+    assert "No candidate passed the filters; the nearest (select split)" in found.text
     assert "None of 30 candidate directions passed the filters." in found.text
     assert "dropped: changes harmless replies too much (KL)" in found.text
+
+
+def test_a_direction_chosen_by_a_looser_rule_is_called_that(tmp_path: Path):
+    tables = fake_tables()
+    candidates = tables["directions.candidates"]
+    candidates[["kept", "tie"]] = False
+    candidates["reason"] = "kl"
+    assert candidates["chosen"].sum() == 1
+    found = Page(write_report(write_fake_run(tmp_path / "run", tables=tables)))
+    assert "No candidate passed the filters; one was chosen by a looser rule" in found.text
+    assert "chosen by a looser rule, else dropped: changes harmless replies too much" in found.text

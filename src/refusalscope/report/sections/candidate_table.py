@@ -40,7 +40,10 @@ def candidate_table(candidates: pd.DataFrame) -> Table:
         )
         for row in records(order.head(BEST))
     ]
-    caption = "The best candidate directions" if len(kept) else "No candidate passed; the nearest"
+    caption = "The best candidate directions"
+    if not len(kept):
+        how = "one was chosen by a looser rule" if chosen.any() else "the nearest"
+        caption = f"No candidate passed the filters; {how}"
     return Table(
         f"{caption} (select split)",
         (
@@ -79,9 +82,10 @@ def flagged(candidates: pd.DataFrame, column: str) -> pd.Series:
 
 def state(row: Row) -> str:
     """What became of a candidate, in words."""
+    reason = str(row.get("reason") or "")
+    why = REASONS.get(reason, reason or "by a filter")
     if row["chosen"]:
-        return "chosen"
+        return "chosen" if row["kept"] else f"chosen by a looser rule, else dropped: {why}"
     if not row["kept"]:
-        reason = str(row.get("reason") or "")
-        return f"dropped: {REASONS.get(reason, reason or 'by a filter')}"
+        return f"dropped: {why}"
     return "tie" if row.get("tie") else "kept"
