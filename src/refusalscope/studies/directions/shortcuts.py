@@ -80,7 +80,8 @@ def shortcuts(
         elif own.low > 0.5 and area.value >= own.value - 0.02:
             verdict = "as good as belief: the score cannot be told from this cue here"
         elif area.low > 0.5:
-            verdict = "carries some of the label, less than belief"
+            than = "less" if area.value < own.value else "more"
+            verdict = f"carries some of the label, {than} than belief"
         else:
             verdict = "not shown to carry the label"
         rows.append(
