@@ -75,8 +75,8 @@ def test_the_package_names_no_path_of_a_machine_and_unpickles_nothing():
             "import pickle",
             "pickle.load",
             "trust_remote_code=True",
-            "/work/",
-            "/tmp/",
+            # Written apart, so that this file does not name what it forbids.
+            *(f"/{folder}/" for folder in ("work", "tmp", "root", "home")),
         ):
             assert word not in text, f"{path.name} holds {word}"
 

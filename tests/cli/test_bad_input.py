@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers as hf
 
+from children import hear_interrupts
 from model import tiny
 from refusalscope.cli.app import run
 from refusalscope.runs import open_run
@@ -197,6 +198,7 @@ def test_ctrl_c_in_the_middle_keeps_what_was_finished(quick, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     assert job.stdout is not None
     assert job.stdout.readline() == "sweep\n"

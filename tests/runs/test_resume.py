@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import interrupted_work
+from children import hear_interrupts
 from interrupted_work import at_rename, start, work
 from refusalscope.errors import RunError
 from refusalscope.runs import Run, open_run
@@ -65,7 +66,14 @@ def test_a_process_killed_in_the_middle_resumes_to_the_same_files(
 ):
     folder = tmp_path / "run"
     script = [sys.executable, interrupted_work.__file__, str(folder), name, when, str(number)]
-    child = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    child = subprocess.run(
+        script,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=hear_interrupts,
+    )
     assert child.returncode == -signal.Signals[name], child.stderr
 
     left = list(folder.rglob(".*.tmp"))
