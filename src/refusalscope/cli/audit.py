@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from refusalscope.cli.session import SESSION, Bars
-from refusalscope.studies.directions.settings import DirectionsSettings, PresetName, preset
+from refusalscope.studies.directions.settings import DirectionsSettings, PresetName
+from refusalscope.studies.directions.settings import preset as preset_settings
 
 RUNS = Path("runs")
 
@@ -58,7 +59,7 @@ def audit(
     device_map
         Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
-    settings = _preset(preset)
+    settings = preset_settings(preset)
     where = {"dtype": dtype, "device": device, "device_map": device_map}
     _run("audit", model, pairs, harmful, harmless, settings, out, resume, keep_text, where)
 
@@ -108,12 +109,9 @@ def directions(
     """
     given = settings or DirectionsSettings()
     changes = {k: getattr(given, k) for k in given.model_fields_set if k != "preset"}
-    chosen = _preset(given.preset, **changes)
+    chosen = preset_settings(given.preset, **changes)
     where = {"dtype": dtype, "device": device, "device_map": device_map}
     _run("directions", model, pairs, harmful, harmless, chosen, out, resume, keep_text, where)
-
-
-_preset = preset
 
 
 def _run(

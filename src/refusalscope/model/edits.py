@@ -9,6 +9,7 @@ activations is changed.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,7 +67,7 @@ def frozen(value: Tensor | Frozen) -> Frozen:
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(ABC):
     """Base of all edits.
 
     `head` limits the edit to one query head's slice and is allowed at the site `z` only.
@@ -85,14 +86,14 @@ class Edit:
                 f"its write is a slice of z"
             )
 
+    @abstractmethod
     def parameters(self, n_positions: int) -> Tensor:
         """What `compute` needs: [width] or [1] for the edit, or [n_positions, width] (PER_POSITION)."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def compute(selected: Tensor, parameters: Tensor) -> Tensor:
         """New values of the selected activations; both [entries, width] (parameters may be [entries, 1])."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
