@@ -22,7 +22,8 @@ ORDER = [
     {"studies.directions", "studies.routing"},
     {"organisms"},
     {"report"},
-    {"audit"},
+    {"front"},
+    {"audit", "route"},
     {"cli"},
 ]
 

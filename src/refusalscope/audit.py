@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from refusalscope.errors import InputError
+from refusalscope.front import (
+    PathLike,
+    default_pairs,
+    describe,
+    load_patient,
+    split_prompts,
+    with_needs,
+)
 from refusalscope.judge import Judge
-from refusalscope.judge.correction import judge_errors
 from refusalscope.model import ChatModel
 from refusalscope.progress import Progress
 from refusalscope.prompts import (
     PairSet,
     PromptSet,
-    bundled_pairs,
-    check_leakage,
     check_overlap,
     concat,
     read_pairs,
     read_prompts,
-    require_enough,
-    split,
 )
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied
@@ -28,7 +30,6 @@ from refusalscope.studies.directions import DirectionsSettings, preset, run_dire
 from refusalscope.studies.subject import SPLITS, prepare
 
 FRACTIONS = {"fit": 0.5, "select": 0.2, "report": 0.3}
-PathLike = str | Path
 
 
 def audit_model(
@@ -55,15 +56,16 @@ def audit_model(
     or RunError, each with one sentence on how to go on; nothing is half-written, and `resume=True` goes on.
     """
     chosen = preset(settings) if isinstance(settings, str) else settings
-    data = load_prompts(pairs, harmful, harmless)
-    splits = split_prompts(data, chosen.seed)
     if not resume:
         refuse_occupied(Path(out))
+    data = load_prompts(pairs, harmful, harmless) or default_pairs(model)
+    splits = {
+        name: side.prompts() if isinstance(side, PairSet) else side
+        for name, side in split_prompts(data, FRACTIONS, chosen.seed).items()
+    }
+    patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
+    chat, chosen = patient.chat, with_needs(chosen, patient)
     judge = Judge.from_name(chosen.judge)
-    if isinstance(model, ChatModel):
-        chat = model
-    else:
-        chat = ChatModel.load(model, dtype=dtype, device=device, device_map=device_map)
     run = Run.create(
         out,
         command=command,
@@ -78,7 +80,8 @@ def audit_model(
         keep_text=keep_text,
     )
     if not run.finished:
-        _describe(run, chat, judge, chosen, data, splits)
+        seeds = dict.fromkeys(("splits", "bootstrap", "random_directions"), chosen.seed)
+        describe(run, chat, judge, data, splits, seeds)
         subject = prepare(
             run,
             chat,
@@ -100,8 +103,8 @@ def load_prompts(
     pairs: PathLike | PairSet | None,
     harmful: PathLike | PromptSet | None,
     harmless: PathLike | PromptSet | None,
-) -> PairSet | PromptSet:
-    """Read what the user gave, or the bundled pairs; prompts of two files come back as one set."""
+) -> PairSet | PromptSet | None:
+    """Read what the user gave, if anything; prompts of two files come back as one set."""
     if pairs is not None and (harmful is not None or harmless is not None):
         raise InputError("give either pairs, or harmful and harmless prompts, not both")
     if (harmful is None) != (harmless is None):
@@ -110,71 +113,8 @@ def load_prompts(
             f"the {missing} prompts are missing: give --harmful and --harmless together"
         )
     if harmful is None or harmless is None:
-        if pairs is None:
-            return bundled_pairs()
-        return pairs if isinstance(pairs, PairSet) else read_pairs(pairs)
+        return pairs if pairs is None or isinstance(pairs, PairSet) else read_pairs(pairs)
     bad = harmful if isinstance(harmful, PromptSet) else read_prompts(harmful, label="harmful")
     good = harmless if isinstance(harmless, PromptSet) else read_prompts(harmless, label="harmless")
     check_overlap(bad, good)
     return concat(bad, good)
-
-
-def split_prompts(data: PairSet | PromptSet, seed: int) -> dict[str, PromptSet]:
-    """Disjoint fit, select and report splits; raises LeakageError should a prompt stand on two sides."""
-    require_enough(data)
-    if isinstance(data, PairSet):
-        splits = {name: side.prompts() for name, side in split(data, FRACTIONS, seed=seed).items()}
-    else:
-        splits = split(data, FRACTIONS, seed=seed)
-    check_leakage(splits)
-    return splits
-
-
-def _describe(
-    run: Run,
-    chat: ChatModel,
-    judge: Judge,
-    settings: DirectionsSettings,
-    data: PairSet | PromptSet,
-    splits: dict[str, PromptSet],
-) -> None:
-    marks = chat.fingerprint
-    anatomy = chat.anatomy
-    model: dict[str, Any] = {
-        # A folder is named without its path: a run may be shown to others.
-        "id": Path(chat.id).name if Path(chat.id).is_dir() else chat.id,
-        "sha256": marks["weights_sha256"],
-        "config_sha256": marks["config_sha256"],
-        "architecture": anatomy.architecture.name,
-        "n_layers": anatomy.n_layers,
-        "n_heads": anatomy.n_heads,
-        "d_model": anatomy.d_model,
-        "dtype": str(chat.dtype).removeprefix("torch."),
-        "device": str(chat.device),
-    }
-    run.update(
-        model=model,
-        judge={"name": judge.name, **judge_errors(judge.name, settings.seed)},
-        tokenizer_sha256=marks["tokenizer_sha256"],
-        template_sha256=marks["template_sha256"],
-        sources=[
-            {
-                "name": source.name,
-                "path": Path(source.path).name,
-                "sha256": source.sha256,
-                "licence": source.licence,
-                "n": source.n,
-            }
-            for source in data.sources
-        ],
-        seeds={
-            "splits": settings.seed,
-            "bootstrap": settings.seed,
-            "random_directions": settings.seed,
-        },
-        split_sizes={name: len(prompts) for name, prompts in splits.items()},
-    )
-    for bad in data.skipped[:20]:
-        run.warn(f"Row {bad.line} of a prompt file was not used: {bad.reason}.")
-    if len(data.skipped) > 20:
-        run.warn(f"{len(data.skipped) - 20} more rows of the prompt files were not used.")

@@ -41,7 +41,8 @@ def _site_hook(net, site, change):
         },
     }[kind]
     family = type(net).__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
-    module = getattr(layers[layer], names.get(family, "self_attn" if kind == "attn_out" else "mlp"))
+    mixer = "self_attn" if hasattr(layers[layer], "self_attn") else "linear_attn"
+    module = getattr(layers[layer], names.get(family, mixer if kind == "attn_out" else "mlp"))
 
     def after(m, args, output):
         if isinstance(output, tuple):

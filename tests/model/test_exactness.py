@@ -54,6 +54,11 @@ def _vector(width: int, seed: int, n: int | None = None) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def _z(chat, layer: int) -> Site:
+    """z of a layer, or of the next one that has heads."""
+    return Site("z", next(k for k in chat.anatomy.softmax_layers if k >= layer))
+
+
 def _variants(chat) -> list:
     a = chat.anatomy
     d, hd = a.d_model, a.head_dim
@@ -62,14 +67,14 @@ def _variants(chat) -> list:
         everywhere(a.n_layers, _vector(d, 1)),
         (Add(Site("resid_pre", 2), "all", vector=_vector(d, 2)),),
         (Add(Site("resid_post", 3), "last", vector=_vector(d, 3), scale=2.0),),
-        (Replace(Site("z", 1), "last", head=2, values=_vector(hd, 4)),),
-        (Replace(Site("z", 3), (-2, -1), head=0, values=_vector(hd, 5, 2)),),
+        (Replace(_z(chat, 1), "last", head=2, values=_vector(hd, 4)),),
+        (Replace(_z(chat, 3), (-2, -1), head=0, values=_vector(hd, 5, 2)),),
         (
             Scale(Site("attn_out", 2), "template", factor=0.0),
-            Scale(Site("z", 3), head=1, factor=-1.0),
+            Scale(_z(chat, 3), head=1, factor=-1.0),
         ),
         (ProjectOut(Site("mlp_out", 1), "instruction_last", direction=_vector(d, 6)),),
-        (Scale(Site("z", 0), "instruction", head=3, factor=0.5),),
+        (Scale(_z(chat, 0), "instruction", head=3, factor=0.5),),
         (Add(Site("final"), "last", vector=_vector(d, 7)),),
         (
             Scale(Site("resid_pre", 1), "last", factor=0.5),
@@ -83,7 +88,7 @@ def _variants(chat) -> list:
 
 
 def test_head_writes_sum_to_the_attention_write(chat, prompts):
-    for layer in range(chat.anatomy.n_layers):
+    for layer in chat.anatomy.softmax_layers:
         z = oracle.read(chat.model, prompts[0], Site("z", layer))
         write = oracle.read(chat.model, prompts[0], Site("attn_out", layer))
         with torch.no_grad():
@@ -116,12 +121,12 @@ def test_empty_variant_unit_scale_and_self_swap_are_the_plain_model_bit_for_bit(
     with torch.no_grad():
         plain = chat.model(torch.tensor([prompt.ids]), logits_to_keep=1).logits[0, -1].float()
     expected = float(plain[7] - plain[11])
-    z = oracle.read(chat.model, prompt, Site("z", 2))
+    z = oracle.read(chat.model, prompt, _z(chat, 2))
     head = z.view(len(prompt), chat.anatomy.n_heads, -1)[:, 1]
     identities = [
         (),
-        (Scale(Site("resid_pre", 1), factor=1.0), Scale(Site("z", 2), factor=1.0)),
-        (Replace(Site("z", 2), "all", head=1, values=head),),
+        (Scale(Site("resid_pre", 1), factor=1.0), Scale(_z(chat, 2), factor=1.0)),
+        (Replace(_z(chat, 2), "all", head=1, values=head),),
         (
             Replace(
                 Site("resid_post", 1), values=oracle.read(chat.model, prompt, Site("resid_post", 1))
@@ -195,7 +200,7 @@ def test_variants_of_their_own_for_each_prompt_equal_the_plain_loop(chat, prompt
                     Site("z", layer), "last", head=h, values=_vector(chat.anatomy.head_dim, 100 + p)
                 ),
             )
-            for layer in range(4)
+            for layer in chat.anatomy.softmax_layers
             for h in range(4)
         ]
         for p in range(len(prompts))
@@ -252,7 +257,7 @@ def test_teacher_forced_replies_are_scored_under_both_policies(chat, prompts):
 def test_capture_reads_what_a_plain_hook_reads(chat, prompts):
     sites = [
         Site("resid_pre", 0),
-        Site("z", 2),
+        _z(chat, 2),
         Site("attn_out", 1),
         Site("mlp_out", 3),
         Site("resid_post", 3),
@@ -287,7 +292,7 @@ def test_edits_hold_in_prefill_and_decoding(chat, prompts, policy, use_cache):
     variants = [
         (),
         (Add(Site("resid_pre", 1), "all", vector=2 * _vector(chat.anatomy.d_model, 2)),),
-        (Scale(Site("z", 2), "last", head=1, factor=-2.0),),
+        (Scale(_z(chat, 2), "last", head=1, factor=-2.0),),
         (Add(Site("resid_post", 2), "instruction_last", vector=_vector(chat.anatomy.d_model, 4)),),
     ]
     ends = [2]
@@ -351,7 +356,7 @@ def test_gradients_equal_finite_differences_of_the_exact_effect(chat, prompts):
     metric = LogitDifference(7, 11)
     sites = [
         Site("resid_pre", 1),
-        Site("z", 2),
+        _z(chat, 2),
         Site("attn_out", 0),
         Site("mlp_out", 3),
         Site("final"),

@@ -49,6 +49,17 @@ COMMON = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Every other layer has no softmax attention; two value heads share a key head.
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "head_dim": 16,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 CONFIGS = {
     "llama": lambda: hf.LlamaConfig(**COMMON, attention_bias=True),
     "qwen2": lambda: hf.Qwen2Config(**COMMON),
@@ -88,6 +99,13 @@ CONFIGS = {
     "phi3": lambda: hf.Phi3Config(**COMMON),
     "glm4": lambda: hf.Glm4Config(**COMMON, head_dim=12),
     "olmo2": lambda: hf.Olmo2Config(**COMMON),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+        **COMMON, **EXPERTS, head_dim=12, mlp_only_layers=[2], norm_topk_prob=True
+    ),
+    "qwen3_next": lambda: hf.Qwen3NextConfig(
+        **COMMON, **EXPERTS, **HYBRID, shared_expert_intermediate_size=20
+    ),
+    "qwen3_5": lambda: hf.Qwen3_5TextConfig(**COMMON, **HYBRID),
 }
 
 

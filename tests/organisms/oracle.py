@@ -59,6 +59,72 @@ def zero_ablation(model, pairs, heads: Iterable[Head]) -> float:
     )
 
 
+def direct_effects(model, pairs, heads: Iterable[Head]) -> list[float]:
+    """For every head, the mean margin that is lost when the control's write replaces its own in the
+    last residual stream and nowhere else, over the gap."""
+    width = _width(model) // model.config.num_attention_heads
+    final = [final_states(model, [harmful])[0] for harmful, _ in pairs]
+    states = [[head_states(model, ids)[:, -1].double() for ids in pair] for pair in pairs]
+    direction = (model.lm_head.weight[REFUSE] - model.lm_head.weight[COMPLY]).double().numpy()
+
+    def read(stream):
+        return direction @ stream / np.sqrt((stream**2).mean())
+
+    effects = []
+    for layer, head in heads:
+        part = slice(head * width, (head + 1) * width)
+        output = model.model.layers[layer].self_attn.o_proj.weight[:, part].double()
+        lost = [
+            read(stream) - read(stream + (output @ (theirs - own)[layer, part]).numpy())
+            for stream, (own, theirs) in zip(final, states, strict=True)
+        ]
+        effects.append(float(np.mean(lost)) / gap(model, pairs))
+    return effects
+
+
+def value_group_necessity(model, pairs, layer: int, group: int) -> float:
+    """The margin that the harmful prompts lose, over the gap, when one key/value head of a layer
+    takes the control's value at the last position."""
+    projection = model.model.layers[layer].self_attn.v_proj
+    width = projection.out_features // model.config.num_key_value_heads
+    part = slice(group * width, (group + 1) * width)
+    lost = []
+    for harmful, control in pairs:
+        kept = []
+        handle = projection.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out))
+        clean = margins(model, [harmful])[0]
+        margins(model, [control])
+        handle.remove()
+
+        def swap(module, args, out, theirs=kept[1]):
+            out = out.clone()
+            out[:, -1, part] = theirs[:, -1, part]
+            return out
+
+        handle = projection.register_forward_hook(swap)
+        lost.append(clean - margins(model, [harmful])[0])
+        handle.remove()
+    return float(np.mean(lost)) / gap(model, pairs)
+
+
+def half_dose(model, rows, channel: int, doses: Sequence[float]) -> float | None:
+    """The first dose, taken from `channel` at the output of layer 1 everywhere, at which no more
+    than half of `rows` are refused; None where they are not refused to begin with."""
+    for dose in doses:
+
+        def lower(module, args, out, dose=dose):
+            out = out.clone()
+            out[..., channel] -= dose
+            return out
+
+        handle = model.model.layers[1].register_forward_hook(lower)
+        refused = (margins(model, rows) > 0).mean()
+        handle.remove()
+        if refused <= 0.5:
+            return dose if dose > 0 else None
+    raise ValueError("refused at every dose")
+
+
 def failed(model, pairs, expected) -> list[str]:
     """The expected values of a truth record that the model does not show, in words."""
     harmful, control = (list(side) for side in zip(*pairs, strict=True))

@@ -20,6 +20,14 @@ ORGANISMS = [
     ("rotated", {}),
     ("no_circuit", {}),
     ("long_prefix", {"prefix": 60}),
+    *(("chain", {"depth": depth}) for depth in (1, 2, 3, 4)),
+    ("dose", {"threshold": 30}),
+    ("dose", {"threshold": 60}),
+    ("cipher", {}),
+    ("families", {}),
+    *(("relocated", {"place": place}) for place in (0, 1, 2, 3)),
+    ("sibling", {}),
+    ("post_norm", {}),
 ]
 NAMES = [" ".join([variant, *map(str, options.values())]) for variant, options in ORGANISMS]
 
@@ -28,7 +36,7 @@ def weights(planted) -> dict[str, torch.Tensor]:
     return planted.model.state_dict()
 
 
-@pytest.mark.parametrize("variant", ["base", "rotated"])
+@pytest.mark.parametrize("variant", ["base", "rotated", "families", "post_norm"])
 def test_one_seed_gives_the_same_bits_and_two_seeds_do_not(variant):
     first, again, other = (build("planted-routes", variant, seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(a, weights(again)[name]) for name, a in weights(first).items())
@@ -174,6 +182,8 @@ def test_a_model_that_breaks_its_policy_is_refused_unless_allowed():
         ({"variant": "base", "parts": 2}, "its options are: none"),
         ({"variant": "split", "parts": 3}, "must be 1 or 2 or 4 or 8, got 3"),
         ({"variant": "long_prefix", "prefix": 600}, "must be 1 to 512"),
+        ({"variant": "dose", "threshold": 45}, "must be 30 or 60, got 45"),
+        ({"variant": "chain", "depth": 5}, "must be 1 to 4"),
         ({"seed": -1}, "seed"),
         ({"noise": -0.1}, "noise"),
         ({"noise": float("nan")}, "noise"),

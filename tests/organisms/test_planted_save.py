@@ -67,8 +67,10 @@ def test_generation_says_the_decision_word_and_stops(variant, tmp_path):
     folder = save(planted, tmp_path / "saved")
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    let_through = {word.word for word in planted.truth.words if not word.refused}
     for pair in planted.pairs:
-        for text, word in ((pair.harmful, "refuse"), (pair.harmless, "comply")):
+        due = "comply" if pair.category in let_through else "refuse"
+        for text, word in ((pair.harmful, due), (pair.harmless, "comply")):
             turn = [{"role": "user", "content": text}]
             prompt = tokenizer.apply_chat_template(
                 turn, add_generation_prompt=True, return_tensors="pt"

@@ -94,6 +94,7 @@ def test_frames_have_the_columns_of_the_contract() -> None:
         "system",
         "thinking",
         "history",
+        "language",
     ]
     assert list(frame["text"]) == ["text a", "text b"]
     assert list(PairSet((Pair("p", "x", "y"),)).frame().columns) == [
@@ -102,6 +103,7 @@ def test_frames_have_the_columns_of_the_contract() -> None:
         "harmless",
         "category",
         "source",
+        "language",
     ]
     assert list(PromptSet(()).frame().columns)[:2] == ["id", "text"]
 

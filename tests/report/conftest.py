@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_routing import write_fake_routing
 from report.fake_run import write_fake_run
 
 
@@ -20,3 +21,15 @@ def fake_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(fake_run: Path) -> Path:
     """Its page."""
     return write_report(fake_run)
+
+
+@pytest.fixture(scope="session")
+def routing_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with every table of a routing study."""
+    return write_fake_routing(tmp_path_factory.mktemp("routing") / "run")
+
+
+@pytest.fixture(scope="session")
+def routing_report(routing_run: Path) -> Path:
+    """Its page."""
+    return write_report(routing_run)

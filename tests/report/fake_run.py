@@ -95,12 +95,13 @@ def write_fake_run(
     warnings: tuple[str, ...] = WARNINGS,
     keep_text: bool = False,
     finish: bool = True,
+    command: str = "audit",
 ) -> Path:
     """Write the run folder through the package's own writer, with a clock that stands still."""
     ticks = iter(datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC) + timedelta(0, i) for i in range(999))
     run = Run.create(
         path,
-        command="audit",
+        command=command,
         settings=SETTINGS if settings is None else settings,
         inputs={},
         keep_text=keep_text,

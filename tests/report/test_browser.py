@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_routing import write_fake_routing
 from report.test_page import evil_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -27,6 +28,7 @@ FLAGS = [
 ]
 SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
 N_PLOTS = 10
+N_ROUTING_PLOTS = 13
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,69 @@ def test_the_page_draws_and_fits_without_a_network(visit, report: Path, screen: 
     assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
     wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
     assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_page_of_a_routing_run_draws_and_fits(
+    visit, routing_report: Path, screen: str, scheme: str
+):
+    seen = visit(routing_report, screen, scheme)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    seen.page.screenshot(path=OUTPUT / f"routing-{screen}-{scheme}.png", full_page=True)
+    assert seen.troubles == []
+    assert {url for url in seen.requests if url != "data:,"} == {routing_report.as_uri()}
+    plots = "[...document.querySelectorAll('.plot')]"
+    marks = "'.scatterlayer .trace path, .heatmaplayer image'"
+    assert seen.ask(f"{plots}.filter(p => p.querySelector({marks})).length") == N_ROUTING_PLOTS
+    seen.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
+    assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_head_of_the_map_tells_its_numbers_within_its_panel(
+    visit, routing_report: Path, screen: str
+):
+    seen = visit(routing_report, screen, "light")
+    plot = seen.page.locator("#figure-routing-map .plot").first
+    layer = plot.locator(".nsewdrag")
+    layer.scroll_into_view_if_needed()
+    box = layer.bounding_box()
+    # The gate: layer 2 of 8 from below, head 4 of 6 from the left.
+    seen.page.mouse.move(box["x"] + box["width"] * 4.5 / 6, box["y"] + box["height"] * 5.5 / 8)
+    label = plot.locator(".hovertext")
+    label.wait_for()
+    text = label.text_content()
+    assert "L2.H4, gate" in text
+    assert "sufficiency" in text
+    assert "drives 3, driven by 0" in text
+    inner, outer = label.bounding_box(), plot.bounding_box()
+    for start, size in (("x", "width"), ("y", "height")):
+        assert inner[start] >= outer[start] - 1
+        assert inner[start] + inner[size] <= outer[start] + outer[size] + 1
+
+
+def test_a_large_models_routing_draws_every_figure(visit, tmp_path: Path):
+    run = write_fake_routing(tmp_path / "run", size=(80, 64))
+    seen = visit(write_report(run), "phone", "light")
+    assert seen.troubles == []
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    drawn = "document.querySelectorAll('#figure-routing-map .heatmaplayer image').length"
+    assert seen.ask(drawn) == 3
+
+
+def test_printing_a_routing_run_keeps_to_the_paper(visit, routing_report: Path):
+    seen = visit(routing_report, "laptop", "dark")
+    seen.ask("dispatchEvent(new Event('beforeprint'))")
+    seen.drawn("light")
+    seen.page.emulate_media(media="print")
+    widest = (
+        "Math.max(...[...document.querySelectorAll('.main-svg, table')].map(s => s.clientWidth))"
+    )
+    assert seen.ask(widest) <= 690
+    assert seen.troubles == []
 
 
 def test_folded_numbers_open_without_widening_the_page(visit, report: Path):

@@ -164,7 +164,8 @@ def test_text_and_marks_stand_out_from_their_ground(theme: dict[str, str]):
     for role in ("ink", "muted", "link", "good", "watch", "bad"):
         for ground in ("page", "surface", "sunken"):
             assert contrast(theme[role], theme[ground]) >= 4.5, (role, ground)
-    for role in ("harmful", "harmless", "direction", "control"):
+    marks = [role for role in theme if role.startswith("role_")]
+    for role in ("harmful", "harmless", "direction", "control", *marks):
         assert contrast(theme[role], theme["surface"]) >= 3, role
 
 

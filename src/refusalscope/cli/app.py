@@ -32,6 +32,10 @@ app.command(
     "refusalscope.cli.audit:directions", help="The directions study, with all of its settings."
 )
 app.command(
+    "refusalscope.cli.routing:routing",
+    help="Which attention heads carry the refusal, proven by exact interchange.",
+)
+app.command(
     "refusalscope.cli.judge:judge",
     help="Label replies, and measure a judge against people.",
     help_epilogue="Example: `refusalscope judge replies.csv --against human_label --out runs/judged`",
@@ -113,7 +117,7 @@ def run(argv: list[str]) -> int:
 
 
 def _resumes(argv: list[str]) -> bool:
-    return bool({"audit", "directions", "judge"} & set(argv))
+    return bool({"audit", "directions", "judge", "routing"} & set(argv))
 
 
 def _fail(message: str, status: int) -> int:

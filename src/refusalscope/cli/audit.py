@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -11,6 +11,9 @@ from rich.markup import escape
 from refusalscope.cli.session import SESSION, Bars
 from refusalscope.studies.directions.settings import DirectionsSettings, PresetName
 from refusalscope.studies.directions.settings import preset as preset_settings
+
+if TYPE_CHECKING:
+    from refusalscope.runs import RunView
 
 RUNS = Path("runs")
 
@@ -130,7 +133,6 @@ def _run(
     where: dict[str, Any],
 ) -> None:
     from refusalscope.audit import audit_model
-    from refusalscope.report.verdict import verdict
 
     folder = out or new_folder(command, resume)
     with Bars() as bars:
@@ -147,6 +149,13 @@ def _run(
             progress=bars,
             command=command,
         )
+    say(run, folder)
+
+
+def say(run: RunView, folder: Path) -> None:
+    """Print what a run found, its warnings, and where its report is."""
+    from refusalscope.report.verdict import verdict
+
     if not SESSION.quiet:
         for sentence in verdict(run):
             SESSION.out.print(escape(sentence.text))

@@ -116,6 +116,7 @@ def prompt_table(
             "label": [prompt.label for prompt in prompts],
             "category": [prompt.category for prompt in prompts],
             "source": [prompt.source for prompt in prompts],
+            "language": [prompt.language for prompt in prompts],
             "split": list(splits),
             "refusal_margin": margin,
             "refused": [bool(judgement.refused) for judgement in judgements],

@@ -14,18 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refusalscope.errors import ModelError
+from refusalscope.errors import InputError, ModelError
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one class of models is laid out. Paths are relative to a layer unless said."""
+    """How one class of models is laid out. Paths are relative to a layer unless said.
+
+    mixer: what stands in the place of `self_attn` in layers of linear attention, where there are such.
+    """
 
     name: str
     attn_post_norm: str | None = None
     mlp_post_norm: str | None = None
     gain_offset: float = 0.0
     decoder: str = "model"
+    mixer: str | None = None
 
 
 REGISTRY: dict[str, Architecture] = {}
@@ -38,8 +42,10 @@ def register(architecture: Architecture) -> None:
     REGISTRY[architecture.name] = architecture
 
 
-for _name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Phi3", "Glm"):
+for _name in ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Mistral", "Phi3", "Glm"):
     register(Architecture(f"{_name}ForCausalLM"))
+for _name in ("Qwen3Next", "Qwen3_5"):
+    register(Architecture(f"{_name}ForCausalLM", gain_offset=1.0, mixer="linear_attn"))
 # Gemma-3 of 4B and more loads with its vision tower; the language model inside is the same.
 for _name, _decoder in (
     ("Gemma2ForCausalLM", "model"),
@@ -73,7 +79,10 @@ register(
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of one loaded model."""
+    """The parts of one loaded model.
+
+    softmax_layers: the layers whose token mixer is softmax attention, and has heads; all, in most models.
+    """
 
     architecture: Architecture
     model: Any
@@ -89,6 +98,12 @@ class Anatomy:
     vocab_size: int
     softcap: float | None
     rope_limit: int | None
+    softmax_layers: tuple[int, ...]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers carry a state instead of keys and values, so that no prefix can be cached."""
+        return len(self.softmax_layers) < self.n_layers
 
     @property
     def device(self) -> torch.device:
@@ -99,11 +114,22 @@ class Anatomy:
         return device
 
     def attention_output(self, layer: int) -> nn.Linear:
-        """The attention output projection of a layer; its input is the site `z`."""
+        """The attention output projection of a layer; its input is the site `z`.
+
+        Raises InputError for a layer without attention heads.
+        """
+        if layer not in self.softmax_layers:
+            raise InputError(
+                f"layer {layer} of this model has no attention heads, so it has no site 'z': take "
+                f"Site('attn_out', {layer}), what its whole mixer writes, or one of the layers "
+                f"{', '.join(map(str, self.softmax_layers))}"
+            )
         return self.layers[layer].self_attn.o_proj
 
     def attn_write(self, layer: int) -> nn.Module:
-        """The module whose output the attention block adds to the residual stream."""
+        """The module whose output the token mixer, attention or another, adds to the residual stream."""
+        if self.architecture.mixer is not None and layer not in self.softmax_layers:
+            return getattr(self.layers[layer], self.architecture.mixer)
         return getattr(self.layers[layer], self.architecture.attn_post_norm or "self_attn")
 
     def mlp_write(self, layer: int) -> nn.Module:
@@ -157,7 +183,8 @@ def inspect(model: Any) -> Anatomy:
     try:
         decoder = attrgetter(architecture.decoder)(model)
         layers = decoder.layers
-        projection = layers[0].self_attn.o_proj
+        softmax_layers = _softmax_layers(architecture, layers)
+        projection = layers[softmax_layers[0]].self_attn.o_proj
         final_norm, lm_head = decoder.norm, model.get_output_embeddings()
     except AttributeError as error:
         raise ModelError(
@@ -181,7 +208,19 @@ def inspect(model: Any) -> Anatomy:
         vocab_size=lm_head.weight.shape[0],
         softcap=getattr(config, "final_logit_softcapping", None),
         rope_limit=_rope_limit(config),
+        softmax_layers=softmax_layers,
     )
+
+
+def _softmax_layers(architecture: Architecture, layers: Any) -> tuple[int, ...]:
+    mixer = architecture.mixer
+    found = tuple(i for i, layer in enumerate(layers) if mixer is None or not hasattr(layer, mixer))
+    if not found:
+        raise ModelError(
+            f"this {architecture.name} has no layer of softmax attention, so there is no head to "
+            f"study; take a model that has some"
+        )
+    return found
 
 
 def _rope_limit(config: Any) -> int | None:

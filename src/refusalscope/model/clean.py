@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,16 @@ from refusalscope.model.sites import Positions, Site
 Progress = Callable[[int, int], None]
 # Any id will do on the right of a prompt: attention is causal and no metric reads there.
 PAD = 0
+# Prompts of a batch that has this many are at most so many times as long as its shortest.
+ENOUGH, LIKE = 16, 1.1
 
 
 @dataclass(frozen=True)
 class Plan:
     """How variants are run. Switches change time and memory only.
 
-    prefix: reuse the clean keys and values before the first edited position. restart: let rows join
+    prefix: reuse the clean keys and values before the first edited position (not in a recurrent model,
+    which has none for every layer). restart: let rows join
     at their first edited layer. batch: run rows together. max_bytes: memory for one pass.
     """
 
@@ -39,7 +43,8 @@ class Clean:
     """A clean run that is kept, so that its prefix need not be computed again.
 
     states: site -> [prompts, positions, width] float32 on the CPU. passes: one a batch of prompts, with
-    keys and values of all layers (n_layers x 2 x tokens x kv_heads x head_dim numbers a prompt).
+    keys and values of all layers (n_layers x 2 x tokens x kv_heads x head_dim numbers a prompt; none of a
+    recurrent model).
     """
 
     prompts: tuple[Rendered, ...]
@@ -97,8 +102,10 @@ def capture(
         tokens = pad([prompts[p].ids for p in batch], anatomy)
         placed = [place(anatomy, prompts[p], variants[p], policy, plan.restart) for p in batch]
         edited = [i for i, found in enumerate(placed) if found.edits]
+        edited.sort(key=lambda i: placed[i].start)
         rows = [Row(i, placed[i].edits, placed[i].places, placed[i].start) for i in edited]
-        out = run_pass(anatomy, tokens, rows, capture=reader.wanted(batch, anatomy.device))
+        wanted = reader.wanted(batch, anatomy.device)
+        out = run_pass(anatomy, tokens, rows, keep_bases=len(rows) < len(batch), capture=wanted)
         reader.take(out, batch, {i: n for n, i in enumerate(edited)})
         reader.cost.add(out.cost)
         done += len(batch)
@@ -170,10 +177,24 @@ def rows_within(anatomy: Anatomy, width: int, offset: int, plan: Plan) -> int:
     """How many rows of `width` new tokens after `offset` cached ones fit the budget."""
     size = torch.finfo(anatomy.lm_head.weight.dtype).bits // 8
     config = anatomy.model.config.get_text_config()
-    states = width * (6 * anatomy.d_model + 3 * config.intermediate_size)
+    # Each expert of a token has its own copy of the token's state.
+    experts = getattr(config, "num_experts_per_tok", 0) or 0
+    chosen = experts * (anatomy.d_model + getattr(config, "moe_intermediate_size", 0))
+    states = width * (6 * anatomy.d_model + 3 * max(config.intermediate_size, chosen))
     attention = 2 * (width + offset) * anatomy.n_heads * anatomy.head_dim
     scores = anatomy.n_heads * width * (width + offset)
-    return max(1, int(plan.max_bytes // (size * (states + attention + scores))))
+    mixer = _delta_rule_bytes(anatomy, config, width) if anatomy.recurrent else 0
+    return max(1, int(plan.max_bytes // (size * (states + attention + scores) + mixer)))
+
+
+def _delta_rule_bytes(anatomy: Anatomy, config: Any, width: int) -> int:
+    """What a row of linear attention holds in float32: its state, and chunks of 64 tokens with their pairs."""
+    chunk = 64
+    tokens = -(-width // chunk) * chunk
+    key = getattr(config, "linear_key_head_dim", anatomy.head_dim)
+    value = getattr(config, "linear_value_head_dim", anatomy.head_dim)
+    head = tokens * (8 * key + 6 * value + 4 * chunk) + 3 * key * value
+    return 4 * getattr(config, "linear_num_value_heads", anatomy.n_heads) * head
 
 
 def make_batches(anatomy: Anatomy, prompts: Sequence[Rendered], plan: Plan) -> list[list[int]]:
@@ -191,7 +212,9 @@ def make_batches(anatomy: Anatomy, prompts: Sequence[Rendered], plan: Plan) -> l
         # Some rotary embeddings scale once a batch is longer than a limit: no prompt may be dragged over it.
         limit = anatomy.rope_limit
         crosses = limit is not None and first <= limit < width
-        if not batches or len(batches[-1]) >= room or width > 2 * first or crosses:
+        # Padding is work too: a batch worth its launch takes no prompt much longer than its first.
+        longer = width > (LIKE if len(batches[-1]) >= ENOUGH else 2) * first if batches else True
+        if longer or len(batches[-1]) >= room or crosses:
             batches.append([])
         batches[-1].append(p)
     return batches

@@ -5,7 +5,7 @@ The pass calls the model's own forward once and steers it from outside with hook
 - rows join late: a row whose first edit stands at layer l is the clean row up to there, so it is
   copied from its base row at the input of layer l (restart at the edited layer);
 - the prefix before the first edited position comes from a cache, shared by all rows of a prompt;
-- rows are padded on the right only, and attention is causal, so no row can see padding or company;
+- rows are padded on the right only, and every mixer is causal, so no row can see padding or company;
 - edits are applied to their rows alone and never in place.
 
 All hooks are removed when the pass ends, also after an exception.
@@ -144,7 +144,8 @@ def run_pass(
     tokens: [bases, positions] ids after the prefix, padded on the right. rows: sorted by `start`;
     their places count from the prompt's first token. prefix: keys and values of the tokens before,
     per layer [bases, kv_heads, P, head_dim]. Bases that are not kept leave after the last join. capture:
-    site -> [bases, places] indices into `tokens`; nothing else of a site is held.
+    site -> [bases, places] indices into `tokens`; nothing else of a site is held. A recurrent model has no
+    keys and values of every layer: it runs whole texts, takes no prefix and records none.
     """
     offset = 0 if prefix is None else prefix[0][0].shape[-2]
     state = _State(tokens.shape[0], rows, keep_bases, tokens.device)
@@ -156,9 +157,14 @@ def run_pass(
     batches = _compile(anatomy, rows, offset, tokens.shape[1], tokens.device)
     captured: dict[Site, tuple[Tensor, int, int]] = {}
     with _steered(anatomy, state, batches, capture or {}, captured, cost):
-        cache = Cache(layers=list(layers))
-        out = anatomy.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
-    recorded = [layer.recorded for layer in layers] if record else None
+        if anatomy.recurrent:
+            # One row of positions serves all rows, also those that join later.
+            positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+            out = anatomy.decoder(input_ids=tokens, position_ids=positions, use_cache=False)
+        else:
+            cache = Cache(layers=list(layers))
+            out = anatomy.decoder(input_ids=tokens, past_key_values=cache, use_cache=True)
+    recorded = [layer.recorded for layer in layers] if record and not anatomy.recurrent else None
     return Pass(out.last_hidden_state, state.n_bases, recorded, captured, cost)  # type: ignore[arg-type]
 
 

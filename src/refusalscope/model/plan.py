@@ -123,8 +123,9 @@ class _Work:
         edited = [job for job in jobs if job.placed.edits]
         untouched = [job for job in jobs if not job.placed.edits]
         groups: dict[int, list[_Job]] = {}
+        cached = self.plan.prefix and not self.anatomy.recurrent
         for job in edited:
-            groups.setdefault(self._offset(job) if self.plan.prefix else 0, []).append(job)
+            groups.setdefault(self._offset(job) if cached else 0, []).append(job)
         compares = any(metric.needs_clean for metric in self.readers.values())
         wanted = bool(untouched) or compares or any(groups)
         if wanted and (self.clean is None or (untouched and self.at)):

@@ -118,8 +118,8 @@ def require_pair_columns(path: str, columns: Sequence[str]) -> None:
     if not set(PAIR_COLUMNS) <= set(columns):
         raise InputError(
             f"{path} has the columns {_listed(columns)}; a pair set needs harmful and harmless "
-            "(and may have id, category, source): rename the columns, or read the file as one "
-            "side with read_prompts (--harmful or --harmless)"
+            "(and may have id, category, source, language): rename the columns, or read the file "
+            "as one side with read_prompts (--harmful or --harmless)"
         )
 
 

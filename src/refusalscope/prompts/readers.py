@@ -93,6 +93,7 @@ def read_prompts(
                 system=_optional(row, "system") if layout.conversation else None,
                 thinking=_optional(row, "thinking") if layout.conversation else None,
                 history=_history(row.get("history")) if layout.conversation else (),
+                language=_optional(row, "language"),
             )
             _require_new_id(prompt.id, line, seen)
         except _UnusableRow as reason:
@@ -106,7 +107,7 @@ def read_prompts(
 def read_pairs(
     path: Path | str, *, licence: str | None = None, max_chars: int = MAX_CHARS
 ) -> PairSet:
-    """The pairs of a file with the columns harmful and harmless, and id, category, source if any.
+    """The pairs of a file with the columns harmful and harmless, and id, category, source, language if any.
 
     Rows without an id are called "<file name>-<line>". Raises InputError.
     """
@@ -126,6 +127,7 @@ def read_pairs(
                 harmless=harmless,
                 category=_optional(row, "category"),
                 source=_optional(row, "source") or table.name,
+                language=_optional(row, "language"),
             )
             _require_new_id(pair.id, line, seen)
         except _UnusableRow as reason:

@@ -36,6 +36,7 @@ class Prompt:
     system: str | None = None
     thinking: str | None = None
     history: tuple[tuple[str, str], ...] = ()
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -55,11 +56,19 @@ class Pair:
     harmless: str
     category: str | None = None
     source: str | None = None
+    language: str | None = None
 
     def prompts(self) -> tuple[Prompt, Prompt]:
         """(harmful, harmless), with ids "<pair id>/harmful" and "<pair id>/harmless"."""
         harmful, harmless = (
-            Prompt(f"{self.id}/{label}", text, label, self.category, self.source)
+            Prompt(
+                f"{self.id}/{label}",
+                text,
+                label,
+                self.category,
+                self.source,
+                language=self.language,
+            )
             for label, text in zip(LABELS, (self.harmful, self.harmless), strict=True)
         )
         return harmful, harmless
@@ -126,7 +135,7 @@ class PromptSet:
         return replace(self, items=tuple(p for p in self.items if p.category in names))
 
     def frame(self) -> pd.DataFrame:
-        """One row per prompt: id, text, label, category, source, system, thinking, history."""
+        """One row per prompt: id, text, label, category, source, system, thinking, history, language."""
         return _frame(self.items, Prompt)
 
 
@@ -171,7 +180,7 @@ class PairSet:
         return replace(self, items=tuple(p for p in self.items if p.category in names))
 
     def frame(self) -> pd.DataFrame:
-        """One row per pair: id, harmful, harmless, category, source."""
+        """One row per pair: id, harmful, harmless, category, source, language."""
         return _frame(self.items, Pair)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # A no-break space: a number is not torn from its unit at the end of a line.
@@ -28,6 +28,38 @@ def percent(rate: Any, unit: bool = True) -> str:
     near_edge = 0 < value < 1 or 99 < value < 100
     text = f"{value:.1f}" if near_edge else f"{value:.0f}"
     return f"{text}{NBSP}%" if unit else text
+
+
+def share(value: Any, unit: bool = True) -> str:
+    """A signed share of a whole, which may lie below 0 or above 1; a decimal below a tenth."""
+    if not finite(value):
+        return ABSENT
+    number = 100 * float(value)
+    text = decimal(number, 1 if abs(number) < 9.95 else 0)
+    return f"{text}{NBSP}%" if unit else text
+
+
+def share_span(low: Any, high: Any) -> str:
+    """The bounds of an interval of a signed share."""
+    if not (finite(low) and finite(high)):
+        return ABSENT
+    return f"{share(low, unit=False)} to {share(high)}"
+
+
+def share_words(value: Any, low: Any, high: Any) -> str:
+    """A signed share with its interval, where it has one: "84 % (95 % interval 80 to 88 %)"."""
+    interval = share_span(low, high)
+    return share(value) if interval == ABSENT else f"{share(value)} (95{NBSP}% interval {interval})"
+
+
+def counted(n: int, name: str) -> str:
+    """A count with its noun: "1 gate", "2 gates"."""
+    return f"{whole(n)} {name}{'' if n == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def decimal(value: Any, digits: int = 2) -> str:

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from refusalscope.report.content import Figure, Section, Table
 from refusalscope.report.palette import DARK, LIGHT, css_variables, light_to_dark
+from refusalscope.report.routing_rules import ROUTING_RULES
 from refusalscope.report.rules import RULES
 from refusalscope.report.sections import SECTIONS
 from refusalscope.report.sections.provenance import when
@@ -26,6 +27,7 @@ from refusalscope.report.verdict import headline, verdict
 from refusalscope.runs import open_run, write_atomic
 
 NAME = "report.html"
+TITLES = {"judge": "Replies judged in", "routing": "Refusal routing of"}
 
 
 def write_report(run_path: str | os.PathLike[str]) -> Path:
@@ -49,7 +51,7 @@ def render(run: RunLike) -> str:
         run=_heading(run.info),
         headline=headline(statements),
         statements=statements,
-        rules=RULES,
+        rules=ROUTING_RULES if run.info.get("command") == "routing" else RULES,
         sections=sections,
         targets=dict(_targets(sections)),
         kind=lambda block: type(block).__name__,
@@ -96,10 +98,11 @@ def _sha256(text: str) -> str:
 
 def _heading(info: dict[str, Any]) -> dict[str, str]:
     settings, model = info.get("settings") or {}, info.get("model") or {}
-    judged = info.get("command") == "judge"
+    command = str(info.get("command"))
+    judged = command == "judge"
     sources = info.get("sources") or [{}]
     return {
-        "title": "Replies judged in" if judged else "Refusal audit of",
+        "title": TITLES.get(command, "Refusal audit of"),
         "model": str(sources[0].get("path") if judged else model.get("id") or "unnamed model"),
         "date": (when(info.get("finished") or info.get("started")) or "no date")[:10],
         "preset": str(settings.get("preset") or "not stated"),

@@ -36,6 +36,14 @@ COLOURS: dict[str, tuple[str, str]] = {
     # A quantity that starts at zero.
     "amount_1": ("#c3c9cf", "#4f5863"),
     "amount_2": ("#4b5561", "#c3cbd4"),
+    # What a head does in a route; shapes tell apart what colours do not.
+    "role_detector": ("#0b7c86", "#56c6cf"),
+    "role_gate": ("#6f3a94", "#c7a0e4"),
+    "role_chain": ("#b0337f", "#ee94c9"),
+    "role_amplifier": ("#c4580f", "#f5a463"),
+    "role_direct": ("#8f6b00", "#dcb64a"),
+    "role_suppressor": ("#2b7a4a", "#68c793"),
+    "role_other": ("#757e88", "#929ca7"),
     # Judgements.
     "good": ("#1f7145", "#6fcb9a"),
     "watch": ("#8a5a00", "#e6b455"),

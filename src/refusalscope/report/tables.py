@@ -39,6 +39,23 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "judge.agreement": ("source", "n", "undecided", "accuracy", "f1", "kappa", "question"),
     "judge.confusion": ("source", "human", "judge", "n"),
     "directions.shortcuts": ("name", "auroc", "auroc_low", "auroc_high", "verdict"),
+    "routing.gap": ("metric", "gap"),
+    "routing.heads": ("layer", "head", "necessity", "passes"),
+    "routing.drive": ("gate", "layer", "head", "drive"),
+    "routing.cascade": ("gate", "layer", "head", "change"),
+    "routing.groups": ("kind", "necessity"),
+    "routing.coalitions": ("r_raw", "r_held"),
+    "routing.coverage": ("map", "heads", "of"),
+    "routing.stability": ("measure", "jaccard"),
+    "routing.metrics": ("metric", "layer", "head", "necessity"),
+    "routing.dose": ("arm", "alpha", "category", "margin"),
+    "routing.thresholds": ("arm", "category", "alpha50"),
+    "routing.cipher": ("wrapper", "arm", "layer", "head", "necessity"),
+    "routing.contrast": ("wrapper", "layer", "head", "kappa4"),
+    "routing.collapse": ("wrapper", "layer", "head", "change"),
+    "routing.rescue": ("wrapper", "arm", "rate"),
+    "routing.moved": ("layer", "head", "first", "second", "change"),
+    "routing.drift": ("rbo", "first", "second"),
 }
 
 
@@ -66,6 +83,8 @@ def why_missing(run: RunLike, name: str) -> str:
     lacking = [column for column in NEEDED[name] if column not in frame]
     if lacking:
         return f"The table {name} of this run lacks the column {lacking[0]}."
+    if frame.empty:
+        return f"The table {name} of this run is empty."
     return f"The table {name} of this run has no rows of the report split."
 
 

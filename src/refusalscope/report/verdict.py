@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.report import rules
+from refusalscope.report.routing_rules import routing_statements
 from refusalscope.report.rules import Statement
 from refusalscope.report.tables import RunLike, chosen_candidate, usable
 from refusalscope.report.worries import worries
@@ -16,6 +17,14 @@ def verdict(run: RunLike) -> list[Statement]:
 
     Never raises for a table that is missing, empty or narrower than expected.
     """
+    concerns = worries(run)
+    if run.info.get("command") == "routing":
+        said, unsaid = routing_statements(run)
+        # Redundancy and coverage have sentences of their own.
+        told = {said_at for statement in said[1:] for said_at in statement.links}
+        fresh = [concern for concern in concerns if not told.issuperset(concern.links)]
+        return [*said, _last(fresh[:MAX_WORRIES], unsaid)]
+    concerns = concerns[:MAX_WORRIES]
     rates = usable(run, "behaviour.rates")
     arms = usable(run, "directions.interventions")
     chosen = chosen_candidate(usable(run, "directions.candidates")) or {}
@@ -43,10 +52,10 @@ def verdict(run: RunLike) -> list[Statement]:
     }
     agreement = usable(run, "judge.agreement")
     if usable(run, "judge.summary") is not None:
-        return [rules.agreement(agreement), _last(worries(run)[:MAX_WORRIES], [])]
+        return [rules.agreement(agreement), _last(concerns, [])]
     found = [statement for statement in parts.values() if statement is not None]
     missing = [name for name, statement in parts.items() if statement is None]
-    return [*found, _last(worries(run)[:MAX_WORRIES], missing)]
+    return [*found, _last(concerns, missing)]
 
 
 def headline(statements: list[Statement]) -> str:

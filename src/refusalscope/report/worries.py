@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from refusalscope.report.numbers import percent, rate_words, whole
+from refusalscope.report.numbers import listed, percent, rate_words, whole
+from refusalscope.report.routing_worries import routing_worries
 from refusalscope.report.rules import MIN_N, STABLE, Statement, overall
 from refusalscope.report.tables import RunLike, chosen_candidate, records, usable
 
@@ -25,6 +26,7 @@ def worries(run: RunLike) -> list[Statement]:
         weak_category(usable(run, "behaviour.rates")),
         false_alarms(belief),
         unstable(usable(run, "directions.candidates")),
+        *routing_worries(run),
         warned(run.info),
     ]
     return [statement for statement in found if statement is not None]
@@ -58,7 +60,7 @@ def failed_shortcuts(shortcuts: pd.DataFrame | None) -> Statement | None:
     if not names:
         return None
     verb = "tells" if len(names) == 1 else "tell"
-    text = f"{_join(names)} {verb} the two labels apart about as well as the harmfulness score"
+    text = f"{listed(names)} {verb} the two labels apart about as well as the harmfulness score"
     return Statement(text, "", "bad", ("table-shortcuts",))
 
 
@@ -125,9 +127,3 @@ def warned(info: dict[str, Any]) -> Statement | None:
         return None
     text = f"the run raised {count} warning{'s' if count > 1 else ''}"
     return Statement(text, "", "watch", ("warnings",))
-
-
-def _join(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return ", ".join(names[:-1]) + f" and {names[-1]}"

@@ -11,7 +11,8 @@ from refusalscope.errors import InputError
 from refusalscope.model import RefusalMargin, Replace, Site
 from refusalscope.model.edits import frozen
 from refusalscope.studies.routing.attribution import attribute
-from refusalscope.studies.routing.cascade import cascade, drive
+from refusalscope.studies.routing.cascade import cascade
+from refusalscope.studies.routing.drive import drive, drive_table
 from studies.routing.test_interchange import planted
 
 MARGIN = RefusalMargin((oracle.REFUSE,), (oracle.COMPLY,))
@@ -57,7 +58,7 @@ def test_an_unrelated_head_drives_nobody():
 
 def test_the_drive_runs_from_gate_to_amplifiers_and_to_no_other_head():
     _, chat, _, mine = planted()
-    found = drive(chat, mine, MARGIN, GATE)
+    found = drive(chat, mine, MARGIN, GATE).direct.mean(axis=0)
     order = np.argsort(-np.abs(found).ravel())
     strongest = {tuple(map(int, np.unravel_index(i, found.shape))) for i in order[:3]}
     assert strongest == set(AMPLIFIERS)
@@ -94,9 +95,36 @@ def test_the_drive_equals_a_plain_run_with_everything_between_frozen():
             gain = chat.anatomy.norm_gain(chat.anatomy.final_norm)
             patched = float((writes[head] * gain) @ reader) * clean.scale[0]
         lost.append(clean.heads[0, layer, head] - patched)
-    assert drive(chat, mine[:3], MARGIN, GATE)[layer, head] == pytest.approx(
-        np.mean(lost), abs=1e-5
-    )
+    found = drive(chat, mine[:3], MARGIN, GATE).direct[:, layer, head]
+    np.testing.assert_allclose(found, lost, atol=1e-5)
+
+
+def test_a_head_without_a_direct_write_is_driven_by_what_it_hears():
+    """The gate writes nothing towards refusal, so only what it hears shows that the detector drives it."""
+    _, chat, _, mine = planted()
+    detector = (1, 2)
+    found = drive(chat, mine, MARGIN, detector)
+    assert found.heard[:, 3, 1].mean() > 0.9
+    assert abs(found.direct[:, 3, 1].mean()) < 0.05
+    table = drive_table(found, detector, 7.0, seed=0).set_index(["layer", "head"])
+    assert table.loc[GATE, "driven"]
+    assert not any(table.loc[head, "driven"] for head in (*AMPLIFIERS, DIRECT))
+    table = drive_table(drive(chat, mine, MARGIN, GATE), GATE, 7.0, seed=0)
+    driven = {(row.layer, row.head) for row in table[table["driven"]].itertuples()}
+    assert set(AMPLIFIERS) <= driven
+    assert DIRECT not in driven
+    amplifier = drive_table(drive(chat, mine, MARGIN, (5, 0)), (5, 0), 7.0, seed=0)
+    # It reaches the amplifier behind it through the norm alone.
+    assert not amplifier.set_index(["layer", "head"]).loc[(6, 2), "driven"]
+
+
+def test_a_gate_with_a_backup_drives_once_the_backup_is_held():
+    _, chat, _, mine = planted("backup", redundancy=2)
+    alone = drive(chat, mine, MARGIN, GATE).direct.mean(axis=0)
+    held = drive(chat, mine, MARGIN, GATE, held=((4, 2),)).direct.mean(axis=0)
+    for head in AMPLIFIERS:
+        assert held[head] > 1
+        assert abs(alone[head] - held[head]) < 0.2 * held[head]
 
 
 def test_bad_input_is_refused_in_one_sentence():

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from model import oracle as plain
 from model import tiny
 from organisms import oracle
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, LogitDifference, RefusalMargin, Rendered
+from refusalscope.model import ChatModel, LogitDifference, RefusalMargin, Rendered, Replace, Site
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.planted.prompts import draw_pairs
 from refusalscope.stats import max_t_signflip
 from refusalscope.studies.routing import Pair, all_heads, attribute, position_map, screen
-from refusalscope.studies.routing.interchange import key_value_groups
+from refusalscope.studies.routing.interchange import (
+    WHOLE,
+    coverage,
+    head_name,
+    key_value_groups,
+    units_of,
+)
 
 MARGIN = {"margin": LogitDifference(oracle.REFUSE, oracle.COMPLY)}
 
@@ -186,3 +193,122 @@ def test_attribution_names_the_heads_that_write_the_refusal():
         (7, 0),
     }
     assert abs(contrast[3, 1]) < 0.1 * contrast.max()
+
+
+HYBRIDS = ("qwen3_next", "qwen3_5")
+
+
+@cache
+def hybrid(name):
+    """A random model whose layers 0 and 2 have no heads, and pairs of unequal length with an equal tail."""
+    chat = ChatModel.wrap(tiny.model(name), tiny.tokenizer(), id=name)
+    ids = torch.randint(10, 300, (6, 14), generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [row([1, *one[: 5 + i], 40, 41], str(i)) for i, one in enumerate(ids)]
+    return chat, [Pair(texts[0], texts[3]), Pair(texts[4], texts[1]), Pair(texts[2], texts[5])]
+
+
+def swapped(chat, patient, donor, unit, positions):
+    """The patient's score with a unit from the donor: plain hooks, one forward."""
+    places = position_map(patient, donor, positions)
+    where = tuple(mine for mine, _ in places)
+    width, edits = chat.anatomy.head_dim, []
+    for layer, head in unit:
+        site = Site("attn_out" if head == WHOLE else "z", layer)
+        lent = plain.read(chat.model, donor, site)[[theirs for _, theirs in places]]
+        if head == WHOLE:
+            edits.append(Replace(site, where, values=lent))
+        else:
+            part = lent[:, head * width : (head + 1) * width]
+            edits.append(Replace(site, where, head=head, values=part))
+    last = plain.logits(chat.model, patient, tuple(edits))[-1]
+    return float(last[7] - last[11])
+
+
+@pytest.mark.parametrize("positions", ["last", "suffix", "right"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_mixers_are_screened_as_one_unit_each(name, positions):
+    chat, pairs = hybrid(name)
+    found = screen(chat, pairs, {"m": LogitDifference(7, 11)}, positions=positions)
+    assert found.units == units_of(chat.anatomy)
+    for i, pair in enumerate(pairs):
+        sides = (
+            (found.necessity, pair.harmful, pair.control, -1),
+            (found.sufficiency, pair.control, pair.harmful, 1),
+        )
+        for table, patient, donor, sign in sides:
+            clean = swapped(chat, patient, donor, (), positions)
+            want = [
+                sign * (swapped(chat, patient, donor, unit, positions) - clean)
+                for unit in found.units
+            ]
+            assert min(map(abs, want)) > 1e-4
+            np.testing.assert_allclose(table["m"][i, 0], want, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_mixers_can_be_held_and_joined_with_heads(name):
+    chat, pairs = hybrid(name)
+    units, held = [((2, WHOLE), (3, 1)), ((1, 0),)], ((0, WHOLE),)
+    metric = {"m": LogitDifference(7, 11)}
+    found = screen(chat, pairs[:1], metric, units=units, held=held)
+    patient, donor = pairs[0].harmful, pairs[0].control
+    without = swapped(chat, patient, donor, held, "last")
+    want = [without - swapped(chat, patient, donor, held + unit, "last") for unit in units]
+    np.testing.assert_allclose(found.necessity["m"][0, 0], want, atol=2e-5)
+
+
+def test_the_whole_mixer_of_a_layer_with_heads_is_all_its_heads():
+    chat, pairs = hybrid("qwen3_5")
+    heads = tuple((1, head) for head in range(4))
+    found = screen(
+        chat, pairs, {"m": LogitDifference(7, 11)}, units=[((1, WHOLE),), heads]
+    ).necessity["m"]
+    np.testing.assert_allclose(found[..., 0], found[..., 1], atol=2e-5)
+
+
+def test_units_cover_every_layer_and_say_so():
+    anatomy = hybrid("qwen3_next")[0].anatomy
+    assert units_of(anatomy) == (
+        ((0, WHOLE),),
+        *(((1, head),) for head in range(4)),
+        ((2, WHOLE),),
+        *(((3, head),) for head in range(4)),
+    )
+    assert coverage(anatomy) == "8 heads of 2 layers; one unit each: L0, L2"
+    assert [head_name(head) for head in ((3, 1), (2, WHOLE))] == ["L3.H1", "L2.mixer"]
+    groups = key_value_groups(4, 4, 2, anatomy.softmax_layers)
+    assert groups[0] == ((1, 0), (1, 1))
+    assert {layer for group in groups for layer, _ in group} == {1, 3}
+    ordinary = planted()[1].anatomy
+    assert units_of(ordinary) == all_heads(ordinary.n_layers, ordinary.n_heads)
+    assert coverage(ordinary) == "64 heads of 8 layers"
+
+
+def test_a_head_of_a_layer_without_heads_is_refused():
+    chat, pairs = hybrid("qwen3_next")
+    metric = {"m": LogitDifference(7, 11)}
+    for given in ({"units": [((2, 1),)]}, {"units": [((1, 1),)], "held": ((2, 1),)}):
+        with pytest.raises(InputError, match=r"no head L2\.H1.*one unit, L2\.mixer.*\(2, -1\)"):
+            screen(chat, pairs, metric, **given)
+    with pytest.raises(InputError, match=r"no head L1\.H-2"):
+        screen(chat, pairs, metric, units=[((1, -2),)])
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_attribution_gives_each_layer_to_its_heads_or_to_its_mixer(name):
+    chat, pairs = hybrid(name)
+    margin = RefusalMargin((30, 50, 80), (40, 90))
+    found = attribute(chat, [pair.harmful for pair in pairs], margin)
+    assert found.heads.shape == (3, 4, 4)
+    assert found.mixer.shape == (3, 4)
+    assert not found.heads[:, [0, 2]].any()
+    assert not found.bias[:, [0, 2]].any()
+    assert not found.mixer[:, [1, 3]].any()
+    weight = chat.model.lm_head.weight.detach()
+    direction = weight[list(margin.refuse)].mean(0) - weight[list(margin.reply)].mean(0)
+    reader = direction * (1 + chat.model.model.norm.weight.detach())
+    for i, pair in enumerate(pairs):
+        for layer in (0, 2):
+            write = plain.read(chat.model, pair.harmful, Site("attn_out", layer))[-1]
+            want = float(write @ reader) * found.scale[i]
+            assert found.mixer[i, layer] == pytest.approx(want, abs=1e-5)

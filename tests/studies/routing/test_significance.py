@@ -9,7 +9,7 @@ from refusalscope.errors import InputError
 from refusalscope.stats import mean_interval
 from refusalscope.studies.routing import screen
 from refusalscope.studies.routing.interchange import Screen, all_heads
-from refusalscope.studies.routing.redundancy import conditional_screen, leave_one_out, windows
+from refusalscope.studies.routing.redundancy import conditional, leave_one_out, windows
 from refusalscope.studies.routing.significance import significance, stability
 from studies.routing.test_interchange import MARGIN, planted
 
@@ -93,31 +93,64 @@ def test_too_few_pairs_or_no_gap_are_refused():
 
 def test_windows_show_what_single_heads_hide():
     _, chat, _, mine = planted("backup", redundancy=2)
-    table = windows(chat, mine, MARGIN["margin"], width=2).set_index("start")
-    both = table.loc[GATE[0]]
-    assert both["necessity"] > 0.8
-    assert abs(both["summed"]) < 0.3
-    lost = leave_one_out(chat, mine, MARGIN["margin"], (GATE, BACKUP, (5, 0)))
-    assert (lost["lost"].iloc[:2] > 0.5).all()
+    singles = screen(chat, mine, MARGIN)
+    table = windows(chat, mine, MARGIN["margin"], singles, "margin", widest=2)
+    both = table.set_index(["start", "stop"])
+    assert both.loc[(3, 5), "necessity"] > 0.8
+    assert abs(both.loc[(3, 5), "summed"]) < 0.3
+    assert both.loc[(3, 5), "searched"]
+    # The detector is alone in its layer, and the layers about it add nothing.
+    assert not both.loc[(1, 2), "searched"]
+    assert not both.loc[(0, 2), "searched"]
+    assert both.loc[(3, 5), "low"] <= both.loc[(3, 5), "necessity"] <= both.loc[(3, 5), "high"]
 
 
-def test_the_conditional_screen_finds_gate_and_backup():
+def test_leaving_one_out_is_the_difference_of_two_plain_screens():
     _, chat, _, mine = planted("backup", redundancy=2)
-    rounds = conditional_screen(
-        chat, mine, MARGIN, "margin", start=(GATE,), max_rounds=2, floor=0.05
+    sets = [(GATE, BACKUP, (5, 0)), (BACKUP, (5, 3))]
+    lost = leave_one_out(chat, mine, MARGIN["margin"], sets)
+    at = 0
+    for heads in sets:
+        for head in heads:
+            rest = tuple(other for other in heads if other != head)
+            slow = screen(chat, mine, MARGIN, units=[heads, rest]).necessity["margin"][:, 0]
+            np.testing.assert_allclose(lost[:, at], slow[:, 0] - slow[:, 1], atol=1e-5)
+            at += 1
+    assert (lost[:, :2].mean(axis=0) > 3).all()
+
+
+@pytest.mark.parametrize("way", ["held", "window"])
+def test_heads_that_stand_in_for_each_other_are_found_once_the_other_is_held(way):
+    organism, chat, _, mine = planted("backup", redundancy=2)
+    units = all_heads(chat.anatomy.n_layers, chat.anatomy.n_heads)
+    window = tuple((layer, head) for layer in (3, 4) for head in range(8))
+    table = conditional(
+        chat,
+        mine,
+        MARGIN["margin"],
+        [(GATE,)] if way == "held" else [],
+        [window] if way == "window" else [],
+        screen(chat, mine, MARGIN, units=[(GATE,)]).gap("margin"),
+        units=units,
+        n_flips=1_000,
     )
-    assert rounds[0].held == (GATE,)
-    strongest = rounds[0].table.sort_values("necessity", ascending=False).iloc[:2]
-    assert BACKUP in {(int(r.layer), int(r.head)) for r in strongest.itertuples()}
-    assert rounds[1].held == (GATE, rounds[0].found)
+    passing = {(row.layer, row.head): row for row in table[table["passes"]].itertuples()}
+    assert passing[BACKUP].necessity > 0.7
+    # What comes before gate and backup does nothing more once both are out, and was found alone anyway.
+    others = {head for head in passing if head not in organism.truth.circuit}
+    assert others == set()
+    if way == "window":
+        assert set(passing) >= {GATE, BACKUP}
+        assert passing[GATE].necessity > 0.7
+    else:
+        assert GATE not in {(row.layer, row.head) for row in table.itertuples()}
 
 
-def test_the_conditional_screen_ends_where_nothing_passes():
+def test_nothing_to_hold_gives_an_empty_table():
     _, chat, _, mine = planted()
-    everything = tuple(u[0] for u in all_heads(chat.anatomy.n_layers, chat.anatomy.n_heads))
-    rounds = conditional_screen(chat, mine, MARGIN, "margin", start=everything)
-    assert len(rounds) == 1
-    assert rounds[0].found is None
+    table = conditional(chat, mine, MARGIN["margin"], [], [], 7.0, units=[])
+    assert len(table) == 0
+    assert {"layer", "head", "necessity", "p", "passes", "window"} <= set(table.columns)
 
 
 def test_the_planted_circuit_is_what_passes():

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2ForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from refusalscope.organisms.planted import tokens
 
@@ -24,6 +25,23 @@ TOKEN_NOISE = 0.15
 FIRST_NOISE_CHANNEL = 16
 UNIT_GAIN = 20.0
 STOP_LOGIT = 40.0
+SHAPE: dict[str, Any] = {
+    "vocab_size": tokens.VOCAB_SIZE,
+    "hidden_size": D_MODEL,
+    "intermediate_size": D_MLP,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD_DIM,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e12},
+    "tie_word_embeddings": False,
+    "bos_token_id": tokens.BOS,
+    "eos_token_id": tokens.EOS,
+    "pad_token_id": tokens.PAD,
+    "dtype": "float32",
+}
 BLIND_TO_CONST = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 
 
@@ -53,6 +71,7 @@ class Channel(IntEnum):
 
 C = Channel
 Weights = Mapping[Channel, float]
+PlantedModel = LlamaForCausalLM | Gemma2ForCausalLM
 
 
 @dataclass(frozen=True)
@@ -106,27 +125,22 @@ def blank_model(noise: float, comply_bias: float, generator: torch.Generator) ->
     `noise` is the standard deviation of every weight. Query, key, value, gate and up projections
     do not read CONST, or the noise would see a constant of 8.
     """
-    config = LlamaConfig(
-        vocab_size=tokens.VOCAB_SIZE,
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e12},
-        tie_word_embeddings=False,
-        bos_token_id=tokens.BOS,
-        eos_token_id=tokens.EOS,
-        pad_token_id=tokens.PAD,
-        dtype="float32",
-    )
+    config = LlamaConfig(**SHAPE)
     # The constructor draws weights of its own from the global stream: neither the draws nor the
     # stream of the caller may depend on the other.
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    furnish(model, noise, comply_bias, generator)
+    return model
+
+
+def furnish(
+    model: PlantedModel, noise: float, comply_bias: float, generator: torch.Generator
+) -> None:
+    """Gives an empty model of the shape of section 1 its noise, its marks and its decision words.
+
+    Norms are left as they are.
+    """
     # In this order, the embedding's discarded draw included, the stream of seed 0 is that of the
     # page's measured figures.
     for name, parameter in model.named_parameters():
@@ -145,11 +159,10 @@ def blank_model(noise: float, comply_bias: float, generator: torch.Generator) ->
         do_sample=False,
         max_new_tokens=8,
     )
-    return model
 
 
 def plant(
-    model: LlamaForCausalLM, heads: Iterable[HeadPlan] = (), units: Iterable[UnitPlan] = ()
+    model: PlantedModel, heads: Iterable[HeadPlan] = (), units: Iterable[UnitPlan] = ()
 ) -> None:
     """Adds planned heads and units to the model's weights.
 
@@ -180,7 +193,7 @@ def plant(
         _plant_unit(model, unit)
 
 
-def rotate(model: LlamaForCausalLM, generator: torch.Generator) -> None:
+def rotate(model: PlantedModel, generator: torch.Generator) -> None:
     """Turns the residual stream by a random orthogonal matrix: same function, no axis-aligned part.
 
     Norm weights are 1, so RMSNorm commutes with the turn (organism O14).
@@ -200,14 +213,14 @@ def rotate(model: LlamaForCausalLM, generator: torch.Generator) -> None:
         weight.copy_((turn.T @ weight.double()).float())
 
 
-def mark_tokens(model: LlamaForCausalLM, marks: Mapping[int, Weights]) -> None:
+def mark_tokens(model: PlantedModel, marks: Mapping[int, Weights]) -> None:
     """Sets channels of single token embeddings (a variant's own word intensities)."""
     for token, weights in marks.items():
         for channel, weight in weights.items():
             model.model.embed_tokens.weight[token, channel] = weight
 
 
-def _mark_embeddings(model: LlamaForCausalLM, generator: torch.Generator) -> None:
+def _mark_embeddings(model: PlantedModel, generator: torch.Generator) -> None:
     embeddings = model.model.embed_tokens.weight
     embeddings.zero_()
     noisy = embeddings[:, FIRST_NOISE_CHANNEL:]
@@ -229,7 +242,7 @@ def _mark_embeddings(model: LlamaForCausalLM, generator: torch.Generator) -> Non
     )
 
 
-def _mark_unembedding(model: LlamaForCausalLM, comply_bias: float) -> None:
+def _mark_unembedding(model: PlantedModel, comply_bias: float) -> None:
     unembedding = model.lm_head.weight
     unembedding[tokens.REFUSE, C.U] += 1.0
     unembedding[tokens.COMPLY, C.U] -= 1.0
@@ -237,7 +250,7 @@ def _mark_unembedding(model: LlamaForCausalLM, comply_bias: float) -> None:
     unembedding[tokens.EOS, C.SAID] += STOP_LOGIT
 
 
-def _plant_unit(model: LlamaForCausalLM, plan: UnitPlan) -> None:
+def _plant_unit(model: PlantedModel, plan: UnitPlan) -> None:
     mlp = model.model.layers[plan.layer].mlp
     gate, up = mlp.gate_proj.weight[plan.unit], mlp.up_proj.weight[plan.unit]
     down = mlp.down_proj.weight[:, plan.unit]

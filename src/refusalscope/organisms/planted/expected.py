@@ -11,17 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from refusalscope.organisms.planted.routes import Recipe
+from refusalscope.organisms.planted.recipe import Recipe
 from refusalscope.organisms.planted.truth import Expected, PositionMap
 
 NOISE_COVERED = 0.01
 NOTHING = 0.001
 Bound = tuple[float, float]
 
-ROUTES_MARGINS: tuple[Bound, Bound] = ((5.84, 0.9), (-1.75, 1.4))
-MARGINS: dict[str, tuple[Bound, Bound]] = {
+# Tables are by variant, or by variant and the value of its option where that matters.
+Key = str | tuple[str, int]
+
+ROUTES_MARGINS: tuple[Bound | None, Bound] = ((5.84, 0.9), (-1.75, 1.4))
+MARGINS: dict[Key, tuple[Bound | None, Bound]] = {
     "coalitions": ((5.25, 0.7), (-1.72, 1.2)),
     "no_circuit": ((1.55, 0.15), (-3.97, 0.25)),
+    ("chain", 1): ((3.08, 0.9), (-1.76, 1.1)),
+    ("chain", 2): ((2.87, 0.65), (-1.71, 1.0)),
+    ("chain", 3): ((2.62, 0.75), (-1.73, 1.1)),
+    ("chain", 4): ((2.34, 0.9), (-1.65, 1.1)),
+    ("dose", 30): ((5.60, 1.45), (-1.91, 1.1)),
+    ("dose", 60): ((4.35, 2.15), (-1.81, 0.95)),
+    # How many words are refused, and with that the harmful mean, differs by seed.
+    "families": (None, (-1.81, 0.95)),
+    "sibling": ((5.47, 0.75), (-1.73, 1.4)),
+    "post_norm": ((5.85, 0.65), (-1.66, 1.45)),
 }
 
 # Necessity of each head of a role, swapped alone.
@@ -32,13 +45,38 @@ ROUTES_SINGLES: dict[str, Bound] = {
     "amplifier": (0.235, 0.04),
     "topic": (-0.095, 0.055),
     "direct": (0.061, 0.02),
+    "decoder": (0.0, 0.02),
 }
-COALITION_SINGLES: dict[str, Bound] = {
-    "detector": (0.87, 0.04),
-    "gate": (0.884, 0.07),
-    "amplifier": (0.315, 0.05),
-    "counter": (-0.094, 0.025),
-    "direct": (0.082, 0.02),
+SINGLES: dict[Key, dict[str, Bound]] = {
+    "coalitions": {
+        "detector": (0.87, 0.04),
+        "gate": (0.884, 0.07),
+        "amplifier": (0.315, 0.05),
+        "counter": (-0.094, 0.025),
+        "direct": (0.082, 0.02),
+    },
+    ("chain", 1): {"detector": (1.0, 0.025), "gate": (0.998, 0.05), "chain": (0.996, 0.025)},
+    ("chain", 2): {"detector": (1.0, 0.03), "gate": (1.0, 0.1), "chain": (0.992, 0.11)},
+    ("chain", 3): {"detector": (1.0, 0.04), "gate": (0.993, 0.15), "chain": (0.986, 0.18)},
+    ("chain", 4): {"detector": (1.0, 0.065), "gate": (1.0, 0.18), "chain": (1.005, 0.18)},
+    "dose": {"detector": (0.998, 0.02), "amplifier": (0.255, 0.045)},
+    # One word on the slope of the gate makes a single head worth anything.
+    "families": {},
+    "sibling": {
+        "detector": (0.861, 0.08),
+        "gate": (0.863, 0.1),
+        "amplifier": (0.237, 0.045),
+        "topic": (-0.145, 0.06),
+        "direct": (0.065, 0.02),
+        "sibling": (-0.05, 0.03),
+    },
+    "post_norm": {
+        "detector": (0.886, 0.08),
+        "gate": (0.893, 0.09),
+        "amplifier": (0.224, 0.05),
+        "topic": (-0.084, 0.04),
+        "direct": (0.066, 0.02),
+    },
 }
 GATE_SHARED: dict[tuple[str, int], Bound] = {
     ("backup", 2): (0.014, 0.06),
@@ -59,6 +97,7 @@ TOGETHER: dict[str, tuple[tuple[tuple[str, ...], Bound], ...]] = {
         (("counter",), (-0.178, 0.03)),
         (("amplifier", "counter"), (0.871, 0.02)),
     ),
+    "families": ((("amplifier",), (0.998, 0.025)),),
 }
 
 
@@ -72,10 +111,12 @@ def expected_of(
 
 
 def _expected(variant: str, options: Mapping[str, int], recipe: Recipe) -> Iterator[Expected]:
-    harmful, harmless = MARGINS.get(variant, ROUTES_MARGINS)
-    yield Expected(quantity="margin_harmful", value=harmful[0], tolerance=harmful[1])
+    keys: tuple[Key, ...] = (*((variant, value) for value in options.values()), variant)
+    harmful, harmless = next((MARGINS[key] for key in keys if key in MARGINS), ROUTES_MARGINS)
+    if harmful is not None:
+        yield Expected(quantity="margin_harmful", value=harmful[0], tolerance=harmful[1])
     yield Expected(quantity="margin_harmless", value=harmless[0], tolerance=harmless[1])
-    singles = COALITION_SINGLES if variant == "coalitions" else ROUTES_SINGLES
+    singles = next((SINGLES[key] for key in keys if key in SINGLES), ROUTES_SINGLES)
     if variant in ("backup", "split"):
         shared = GATE_SHARED[variant, next(iter(options.values()))]
         singles = singles | {"gate": shared, "backup": shared}

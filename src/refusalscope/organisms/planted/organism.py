@@ -15,25 +15,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from refusalscope.errors import InputError, ModelError, RunError
-from refusalscope.organisms.planted import construction, tokens
-from refusalscope.organisms.planted.construction import C, HeadPlan
+from refusalscope.organisms.planted import construction, post_norm, tokens
+from refusalscope.organisms.planted.construction import C, HeadPlan, PlantedModel
 from refusalscope.organisms.planted.expected import expected_of
+from refusalscope.organisms.planted.policy import policy_accuracy, settle
 from refusalscope.organisms.planted.prompts import (
     PromptRecipe,
-    TokenPair,
     as_pair_set,
     draw_pairs,
 )
-from refusalscope.organisms.planted.routes import VARIANTS, Option, Recipe, resolve_options
+from refusalscope.organisms.planted.recipe import Recipe
+from refusalscope.organisms.planted.routes import VARIANTS, Option, resolve_options
 from refusalscope.organisms.planted.truth import HeadTruth, Truth, UnitTruth, write_truth
 from refusalscope.prompts.sets import PairSet
 
 POLICY_FLOOR = 0.95
-POLICY_BATCH = 64
 ROUTES = "planted-routes"
 PAIRS_FILE = "pairs.jsonl"
 
@@ -42,7 +41,7 @@ PAIRS_FILE = "pairs.jsonl"
 class Planted:
     """A model whose circuit is known: the model in memory, its truth, and pairs that show it."""
 
-    model: LlamaForCausalLM
+    model: PlantedModel
     tokenizer: PreTrainedTokenizerFast
     truth: Truth
     pairs: PairSet
@@ -83,8 +82,8 @@ def build(
     without heads); the page's figures of single models were taken at .5, where static heads
     leave the control margin near 0. pairs: None is the variant's own (24; coalitions 96).
     Raises InputError for an unknown kind, variant or option, and ModelError where fewer than 95 %
-    of the pairs follow the policy (harmful refused, control answered), for then the truth does not
-    describe the model; `allow_weak` builds it all the same.
+    of the pairs follow the policy (see `policy.policy_accuracy`), for then the truth does not describe the
+    model; `allow_weak` builds it all the same.
     """
     if kind != ROUTES:
         raise InputError(f"there is no planted model {kind!r}; there is {ROUTES}")
@@ -102,10 +101,12 @@ def build(
         seed=seed,
         count=recipe.pairs if pairs is None else pairs,
         contrast=recipe.contrast,
+        layout=recipe.layout,
         harmful_prefix=recipe.harmful_prefix,
     )
     drawn = draw_pairs(prompts)
-    accuracy = policy_accuracy(model, drawn)
+    words = settle(model, recipe.words, prompts)
+    accuracy = policy_accuracy(model, drawn, words)
     if accuracy < POLICY_FLOOR and not allow_weak:
         raise ModelError(
             f"only {accuracy:.0%} of the pairs of {kind} {variant} (seed {seed}, noise {noise}, "
@@ -121,6 +122,7 @@ def build(
         comply_bias=bias,
         heads=tuple(_head_truth(head, recipe.heads) for head in recipe.heads),
         units=tuple(UnitTruth(layer=u.layer, unit=u.unit, role=u.role) for u in recipe.units),
+        words=words,
         prompts=prompts,
         expected=expected_of(variant, options, recipe, noise, bias),
         policy_accuracy=accuracy,
@@ -156,16 +158,6 @@ def save(planted: Planted, folder: Path | str) -> Path:
     return target
 
 
-def policy_accuracy(model: LlamaForCausalLM, pairs: Sequence[TokenPair]) -> float:
-    """The share of pairs whose harmful prompt is refused and whose control is answered.
-
-    Refused: logit(refuse) > logit(comply) at the last position.
-    """
-    refused = _margins(model, [harmful for harmful, _ in pairs]) > 0
-    answered = _margins(model, [control for _, control in pairs]) < 0
-    return float((refused & answered).float().mean())
-
-
 def _write_pairs(pairs: PairSet, folder: Path) -> None:
     rows = (
         {"id": p.id, "harmful": p.harmful, "harmless": p.harmless, "category": p.category}
@@ -175,18 +167,22 @@ def _write_pairs(pairs: PairSet, folder: Path) -> None:
     (folder / PAIRS_FILE).write_text(lines, encoding="utf-8")
 
 
-def _assemble(recipe: Recipe, seed: int, noise: float, comply_bias: float) -> LlamaForCausalLM:
+def _assemble(recipe: Recipe, seed: int, noise: float, comply_bias: float) -> PlantedModel:
     generator = torch.Generator().manual_seed(seed)
-    model = construction.blank_model(noise, comply_bias, generator)
+    blank = post_norm.blank_model if recipe.post_norm else construction.blank_model
+    model = blank(noise, comply_bias, generator)
     construction.mark_tokens(model, recipe.marks)
     construction.plant(model, recipe.heads, recipe.units)
     if recipe.rotated:
         construction.rotate(model, generator)
+    if recipe.post_norm:
+        post_norm.undo_embedding_scale(model)
     return model
 
 
 def _head_truth(plan: HeadPlan, heads: Sequence[HeadPlan]) -> HeadTruth:
-    written = {*plan.output, *(plan.output2 or {})}
+    # Only post-norm models have heads that write CONST, and their post-norms take it out again.
+    written = {*plan.output, *(plan.output2 or {})} - {C.CONST}
     drives = tuple(
         (other.layer, other.head)
         for other in heads
@@ -200,18 +196,13 @@ def _head_truth(plan: HeadPlan, heads: Sequence[HeadPlan]) -> HeadTruth:
 def _where(plan: HeadPlan) -> str:
     if C.ASST in plan.query:
         return "prompt_last"
-    watched = {C.HARM: "from:harmful_word", C.TEND: "from:think_end", C.BOSM: "everywhere"}
+    if C.CONST in (plan.output2 or {}):
+        return "everywhere"
+    watched = {
+        C.HARM: "from:harmful_word",
+        C.CIPH: "from:code_word",
+        C.ASST: "from:prompt_tail",
+        C.TEND: "from:think_end",
+        C.BOSM: "everywhere",
+    }
     return watched[next(iter(plan.key))]
-
-
-def _margins(model: LlamaForCausalLM, rows: Sequence[list[int]]) -> torch.Tensor:
-    margins = []
-    for start in range(0, len(rows), POLICY_BATCH):
-        chunk = rows[start : start + POLICY_BATCH]
-        last = torch.tensor([len(ids) - 1 for ids in chunk])
-        # Padding comes after the read position, so causal attention never sees it.
-        padded = pad_sequence([torch.tensor(ids) for ids in chunk], True, tokens.PAD)
-        with torch.no_grad():
-            logits = model(padded, use_cache=False).logits[torch.arange(len(chunk)), last]
-        margins.append(logits[:, tokens.REFUSE] - logits[:, tokens.COMPLY])
-    return torch.cat(margins)

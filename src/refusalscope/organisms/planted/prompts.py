@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,8 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refusalscope.organisms.planted import tokens
 from refusalscope.prompts.sets import Pair, PairSet
+from refusalscope.prompts.wrappers import Wrapper
 
 TokenPair = tuple[list[int], list[int]]
+Layout = Literal["free", "centred"]
+
+_CODE = {
+    word: other
+    for harmful, code in zip(tokens.HARMFUL_WORDS, tokens.CODE_WORDS, strict=True)
+    for word, other in itertools.permutations((tokens.WORDS[harmful], tokens.WORDS[code]))
+}
+_CODED = re.compile(rf"(?<!\S)(?:{'|'.join(_CODE)})(?!\S)")
 
 
 class PromptRecipe(BaseModel):
@@ -19,7 +30,9 @@ class PromptRecipe(BaseModel):
 
     `contrast`: the two prompts of a pair differ in one "word" or only in the "tail" token.
     `control_longer`: filler tokens that the control has more (or, negative, fewer) than the harmful
-    prompt. `harmful_prefix`: filler tokens before the harmful prompt only.
+    prompt. `harmful_prefix`: filler tokens before the harmful prompt only. `layout`: the word stands
+    at a random place in 4 to 8 filler tokens ("free"), or in the middle of four, and the harmful
+    words take turns ("centred").
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +42,7 @@ class PromptRecipe(BaseModel):
     contrast: Literal["word", "tail"] = "word"
     control_longer: int = Field(default=0, ge=-3, le=64)
     harmful_prefix: int = Field(default=0, ge=0, le=512)
+    layout: Layout = "free"
 
 
 def draw_pairs(recipe: PromptRecipe) -> list[TokenPair]:
@@ -40,7 +54,7 @@ def draw_pairs(recipe: PromptRecipe) -> list[TokenPair]:
     generator = np.random.default_rng((recipe.seed, 1))
     pairs: dict[tuple[int, ...], TokenPair] = {}
     while len(pairs) < recipe.count:
-        harmful, control = _draw(recipe, generator)
+        harmful, control = _draw(recipe, generator, len(pairs))
         pairs.setdefault((*harmful, *control), (harmful, control))
     return list(pairs.values())
 
@@ -71,13 +85,35 @@ def as_pair_set(pairs: Sequence[TokenPair], source: str) -> PairSet:
     return PairSet(tuple(items))
 
 
-def _draw(recipe: PromptRecipe, generator: np.random.Generator) -> TokenPair:
-    filler = _filler(generator, int(generator.integers(4, 9)))
+def code_wrapper() -> Wrapper:
+    """The planted cipher as a wrapper: every word harmI becomes codeI, and codeI harmI.
+
+    It is its own inverse, so that `unwrap` gives back any text exactly. Other words stay.
+    """
+    return Wrapper(
+        name="planted_code",
+        summary="every harmful word is written as its code word",
+        kind="encoding",
+        encode=_swap_code,
+        decode=_swap_code,
+    )
+
+
+def _swap_code(text: str) -> str:
+    return _CODED.sub(lambda found: _CODE[found[0]], text)
+
+
+def _draw(recipe: PromptRecipe, generator: np.random.Generator, number: int) -> TokenPair:
+    centred = recipe.layout == "centred"
+    filler = _filler(generator, 4 if centred else int(generator.integers(4, 9)))
     if recipe.contrast == "tail":
         content = [tokens.BOS, *filler]
         return [*content, tokens.TAIL2], [*content, tokens.TAIL]
-    place = int(generator.integers(len(filler) + 1))
-    harmful = int(generator.choice(tokens.HARMFUL_WORDS))
+    if centred:
+        place, harmful = 2, tokens.HARMFUL_WORDS[number % len(tokens.HARMFUL_WORDS)]
+    else:
+        place = int(generator.integers(len(filler) + 1))
+        harmful = int(generator.choice(tokens.HARMFUL_WORDS))
     benign = int(generator.choice(tokens.BENIGN_WORDS))
     longer = _filler(generator, max(recipe.control_longer, 0))
     prefix = _filler(generator, recipe.harmful_prefix)

@@ -9,64 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal
 
 from refusalscope.errors import InputError
-from refusalscope.organisms.planted import tokens
-from refusalscope.organisms.planted.construction import (
-    C,
-    HeadPlan,
-    UnitPlan,
-    Weights,
-    content_head,
-    tail_head,
+from refusalscope.organisms.planted import graded, post_norm, tokens
+from refusalscope.organisms.planted.construction import C, UnitPlan, content_head, tail_head
+from refusalscope.organisms.planted.recipe import (
+    AMPLIFIERS,
+    BASE_HEADS,
+    BYSTANDERS,
+    DETECTOR,
+    GATE,
+    STATICS,
+    SUPPRESSOR,
+    TOPIC,
+    Recipe,
+    backup,
+    gate,
 )
 
 HARM_INTENSITY = (0.7, 0.8, 0.9, 1.0, 1.0, 1.1, 1.2, 1.3)
 HARM2_SIGN = (1, -1, -1, 1, 1, -1, -1, 1)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One organism of the family: what is planted and how its prompts differ from the plain ones.
-
-    `comply_bias` .75 keeps static heads off the knife edge at .5 (page, section 1).
-    """
-
-    heads: tuple[HeadPlan, ...] = ()
-    units: tuple[UnitPlan, ...] = ()
-    marks: Mapping[int, Weights] = field(default_factory=dict)
-    comply_bias: float = 0.75
-    pairs: int = 24
-    contrast: Literal["word", "tail"] = "word"
-    harmful_prefix: int = 0
-    rotated: bool = False
-
-
-gate = partial(tail_head, role="gate", value={C.DET: 1}, output={C.ROUTE: 1})
-backup = partial(tail_head, role="backup", value={C.DET: 1, C.ROUTE: -1}, output={C.ROUTE: 1})
-amplifier = partial(tail_head, role="amplifier", value={C.ROUTE: 1}, output={C.U: 2})
-static = partial(
-    content_head, role="static", key={C.BOSM: 8}, value={C.CONST: 0.125}, output={C.U: 1}
-)
-
-DETECTOR = content_head(1, 2, "detector", {C.HARM: 8}, {C.HARM: 1}, {C.DET: 1})
-GATE = gate(3, 1)
-AMPLIFIERS = (amplifier(5, 0), amplifier(5, 3), amplifier(6, 2))
-BYSTANDERS = (
-    content_head(7, 0, "direct", {C.HARM: 8}, {C.HARM: 1}, {C.U: 0.5}),
-    static(2, 6),
-    static(4, 5),
-    content_head(6, 5, "suppressor", {C.TEND: 8}, {C.TEND: 1}, {C.U: -6}),
-)
-# Writes far from U, but much: it is seen only through the final norm.
-TOPIC = content_head(4, 7, "topic", {C.HARM: 8}, {C.HARM: 1}, {C.NUIS: 4})
+CHAIN_CHANNELS = (C.ROUTE, C.R2, C.R3, C.R4)
+GATE_PLACES = ((3, 1), (2, 4), (4, 2), (3, 6))
 
 
 def base() -> Recipe:
     """O1: one detector, one gate, three amplifiers."""
-    return Recipe((DETECTOR, GATE, *AMPLIFIERS, TOPIC, *BYSTANDERS))
+    return Recipe(BASE_HEADS)
 
 
 def redundant(redundancy: int) -> Recipe:
@@ -124,6 +93,34 @@ def long_prefix(prefix: int) -> Recipe:
     return replace(base(), harmful_prefix=prefix)
 
 
+def chain(depth: int) -> Recipe:
+    """O5: the gate's signal is handed on by `depth` heads, one a layer; only the last writes U."""
+    *between, last = CHAIN_CHANNELS[:depth]
+    handing_on = [
+        tail_head(4 + i, 1, "chain", {channel: 1}, {CHAIN_CHANNELS[i + 1]: 1})
+        for i, channel in enumerate(between)
+    ]
+    writer = tail_head(3 + depth, 1, "chain", {last: 1}, {C.U: 3})
+    return Recipe((DETECTOR, GATE, *handing_on, writer, *STATICS, SUPPRESSOR))
+
+
+def cipher() -> Recipe:
+    """O7: a decoder recognises code words, but in a layer after the gate: it knows too late."""
+    decoder = content_head(4, 1, "decoder", {C.CIPH: 8}, {C.CIPH: 1}, {C.DET: 1})
+    return Recipe((*BASE_HEADS, decoder))
+
+
+def relocated(place: int) -> Recipe:
+    """O9: the plain organism with its gate at another of four places."""
+    return Recipe((DETECTOR, gate(*GATE_PLACES[place]), *AMPLIFIERS, TOPIC, *BYSTANDERS))
+
+
+def sibling() -> Recipe:
+    """O12: beside the gate, a head of its key/value group that writes off the path to U."""
+    beside = content_head(3, 0, "sibling", {C.ASST: 8}, {C.DET: 1}, {C.NUIS: 1})
+    return Recipe((*BASE_HEADS, beside))
+
+
 @dataclass(frozen=True)
 class Option:
     """An integer option of a variant."""
@@ -163,6 +160,23 @@ VARIANTS: dict[str, Variant] = {
         long_prefix,
         {"prefix": Option(60, range(1, 513))},
     ),
+    "chain": Variant(
+        "the gate's signal passes through a chain of heads",
+        chain,
+        {"depth": Option(2, range(1, 5))},
+    ),
+    "dose": Variant(
+        "an MLP gate that saturates, words of eight intensities; threshold in hundredths",
+        graded.dose,
+        {"threshold": Option(30, (30, 60))},
+    ),
+    "cipher": Variant("code words are recognised only after the gate", cipher),
+    "families": Variant("two families of words, a threshold of the MLP gate each", graded.families),
+    "relocated": Variant(
+        "the base model with its gate elsewhere", relocated, {"place": Option(1, range(4))}
+    ),
+    "sibling": Variant("a bystander shares key and value with the gate", sibling),
+    "post_norm": Variant("the base circuit in a Gemma-2, with post-norms", post_norm.recipe),
 }
 
 

@@ -12,7 +12,7 @@ from refusalscope.organisms.planted.prompts import PromptRecipe
 
 TRUTH_FILE = "truth.json"
 # Planted, but equal in both conditions or silent in these prompts: no method should name one.
-NOT_IN_THE_CIRCUIT = ("static", "suppressor")
+NOT_IN_THE_CIRCUIT = ("static", "suppressor", "decoder")
 
 
 PositionMap = Literal["last", "left", "right"]
@@ -44,6 +44,21 @@ class UnitTruth(_Record):
     role: str
 
 
+class WordTruth(_Record):
+    """One harmful word of a graded organism.
+
+    `intensity` is its mark in the embedding, before any norm. The words of a `family` share the
+    `threshold` of DET above which the gate opens. `refused`: whether the model refuses it, measured
+    at build time, since noise moves the thresholds.
+    """
+
+    word: str
+    family: str
+    intensity: float
+    threshold: float
+    refused: bool = True
+
+
 class Expected(_Record):
     """A quantity that the organism must show, within `tolerance`, over seeds at noise up to .01.
 
@@ -61,7 +76,10 @@ class Expected(_Record):
 
 
 class Truth(_Record):
-    """The record of one organism. `policy_accuracy` is measured at build time, over its pairs."""
+    """The record of one organism. `policy_accuracy` is measured at build time, over its pairs.
+
+    `words` is empty where every harmful word is like every other.
+    """
 
     schema_version: Literal[1] = 1
     generator: str
@@ -72,6 +90,7 @@ class Truth(_Record):
     comply_bias: float
     heads: tuple[HeadTruth, ...]
     units: tuple[UnitTruth, ...]
+    words: tuple[WordTruth, ...] = ()
     prompts: PromptRecipe
     expected: tuple[Expected, ...]
     policy_accuracy: float

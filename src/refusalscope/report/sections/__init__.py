@@ -15,6 +15,12 @@ from refusalscope.report.sections.directions import directions
 from refusalscope.report.sections.judge import judge
 from refusalscope.report.sections.key_figures import key_figures
 from refusalscope.report.sections.provenance import limits, provenance
+from refusalscope.report.sections.routing import (
+    routing,
+    routing_checks,
+    routing_cipher,
+    routing_dose,
+)
 from refusalscope.report.sections.warnings import warnings
 from refusalscope.report.tables import RunLike
 
@@ -24,6 +30,10 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     directions,
     belief,
     judge,
+    routing,
+    routing_dose,
+    routing_cipher,
+    routing_checks,
     warnings,
     provenance,
     limits,

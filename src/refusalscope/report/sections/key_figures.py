@@ -16,6 +16,7 @@ from refusalscope.report.numbers import (
     whole,
 )
 from refusalscope.report.rules import arm, geometry_at, overall
+from refusalscope.report.sections.routing_cards import routing_cards
 from refusalscope.report.tables import Row, RunLike, chosen_candidate, usable
 
 
@@ -45,14 +46,22 @@ def key_figures(run: RunLike) -> Section | None:
         _choice(chosen),
     ]
     cards = [card for card in found if card is not None]
-    if not cards:
+    routes = routing_cards(run)
+    if not cards and not routes:
         return None
+    lead = []
+    if cards:
+        lead.append(
+            "Rates are shares of greedy replies judged as refusals, on prompts that nothing was fitted "
+            "or chosen on (the report split)"
+        )
+    if routes:
+        lead.append("Shares are of the gap between harmful prompts and their controls")
     return Section(
         "key-figures",
         "Key figures",
-        [Cards(cards)],
-        f"Rates are shares of greedy replies judged as refusals, on prompts that nothing was fitted "
-        f"or chosen on (the report split); intervals cover 95{NBSP}%.",
+        [Cards([*cards, *routes])],
+        f"{'. '.join(lead)}; intervals cover 95{NBSP}%.",
     )
 
 

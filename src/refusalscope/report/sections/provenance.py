@@ -30,6 +30,20 @@ LIMITS_OF_JUDGING = (
     "Requests and replies are not shown; only ids, labels and scores are.",
 )
 
+LIMITS_OF_ROUTING = (
+    "Intervals cover the choice of pairs, not other chat templates, system prompts, languages or "
+    "phrasings of the request.",
+    "A swap gives a head the output it has on the control: what the head does on requests unlike both "
+    "is not looked at.",
+    "The margin and the other metrics read the first tokens of the reply; whether the whole reply "
+    "refuses is said only where replies were judged.",
+    "Attention heads are looked at; MLPs and the embedding enter only as the heads' surroundings.",
+    "Heads found are one route at the positions looked at; the model may refuse by others elsewhere.",
+    "Roles are names for patterns of numbers, not proofs of a mechanism.",
+    "Edits were made in memory for measuring; no edited weights leave the run.",
+    "Prompts and replies are not shown; only places in the model and scores are.",
+)
+
 
 def provenance(run: RunLike) -> Section | None:
     """Model, data, settings and cost, as run.json has them."""
@@ -48,7 +62,8 @@ def provenance(run: RunLike) -> Section | None:
 
 def limits(run: RunLike) -> Section | None:
     """What no figure of this page shows."""
-    items = LIMITS_OF_JUDGING if run.info.get("command") == "judge" else LIMITS
+    others = {"judge": LIMITS_OF_JUDGING, "routing": LIMITS_OF_ROUTING}
+    items = others.get(str(run.info.get("command")), LIMITS)
     return Section("limits", "What this does not show", [Listing(items)])
 
 

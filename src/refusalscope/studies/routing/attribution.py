@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from refusalscope.model import ChatModel, RefusalMargin, Rendered, Site, Variant
+from refusalscope.model.anatomy import Anatomy
 
 Array = npt.NDArray[np.float64]
 
@@ -24,9 +25,10 @@ Array = npt.NDArray[np.float64]
 class Attribution:
     """Contributions to the difference of mean logits, before any softcap, at the prompt's last token.
 
-    embedding [prompts], heads [prompts, layers, heads], bias [prompts, layers] (of the attention output
-    projection), mlp [prompts, layers], head_bias (of the unembedding); total [prompts] is read from the final
-    state and equals their sum where the scale is its own. scale [prompts]: 1 / rms(x_L) as it was used.
+    embedding [prompts], heads [prompts, layers, heads] (0 in layers that have none), bias [prompts, layers]
+    (of the attention output projection), mixer [prompts, layers] (the whole mixer's write in layers without
+    heads, else 0), mlp [prompts, layers], head_bias (of the unembedding); total [prompts] is read from the
+    final state and equals their sum where the scale is its own. scale [prompts]: 1 / rms(x_L) as it was used.
     """
 
     scale: Array
@@ -34,13 +36,14 @@ class Attribution:
     embedding: Array
     heads: Array
     bias: Array
+    mixer: Array
     mlp: Array
     head_bias: float
     total: Array
 
     @property
     def summed(self) -> Array:
-        parts = self.heads.sum((1, 2)) + self.bias.sum(1) + self.mlp.sum(1)
+        parts = self.heads.sum((1, 2)) + self.bias.sum(1) + self.mixer.sum(1) + self.mlp.sum(1)
         return self.embedding + parts + self.head_bias
 
 
@@ -61,34 +64,34 @@ def attribute(
     anatomy = chat.anatomy
     layers = range(anatomy.n_layers)
     sites = [Site("resid_pre", 0), Site("final")]
-    sites += [Site("z", layer) for layer in layers] + [Site("mlp_out", layer) for layer in layers]
+    mixing = [Site("z" if k in anatomy.softmax_layers else "attn_out", k) for k in layers]
+    sites += mixing + [Site("mlp_out", layer) for layer in layers]
     states = {
         site: found[:, 0]
         for site, found in chat.capture(prompts, sites, ["last"], variant=variants or ()).items()
     }
-    device = anatomy.lm_head.weight.device
-    weight = anatomy.lm_head.weight.float()
-    direction = weight[list(margin.refuse)].mean(0) - weight[list(margin.reply)].mean(0)
+    reader = refusal_reader(anatomy, margin)
+    device = reader.device
     final = states[Site("final")].to(device)
-    norm = anatomy.final_norm
-    eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon")  # noqa: B009
-    gain = anatomy.norm_gain(norm).to(device)
     if scale is None:
-        scale = torch.rsqrt(final.pow(2).mean(-1) + eps).double().cpu().numpy()
+        scale = final_scale(anatomy, final).double().cpu().numpy()
     held = torch.from_numpy(scale).to(final)
-    reader = direction * gain
 
     def read(writes: torch.Tensor) -> Array:
         """[prompts, ..., d_model] -> [prompts, ...]"""
         factor = held.reshape(-1, *[1] * (writes.dim() - 2))
         return ((writes.to(device).float() @ reader) * factor).double().cpu().numpy()
 
-    heads, bias = [], []
-    for layer in layers:
-        z = states[Site("z", layer)].to(anatomy.attention_output(layer).weight)
-        writes, rest = anatomy.head_writes(layer, z)
-        heads.append(read(writes))
-        bias.append(read(rest))
+    n, n_layers = len(prompts), anatomy.n_layers
+    heads = np.zeros((n, n_layers, anatomy.n_heads))
+    bias, mixer = np.zeros((n, n_layers)), np.zeros((n, n_layers))
+    for site in mixing:
+        if site.kind == "attn_out":
+            mixer[:, site.layer] = read(states[site])
+            continue
+        z = states[site].to(anatomy.attention_output(site.layer).weight)
+        writes, rest = anatomy.head_writes(site.layer, z)
+        heads[:, site.layer], bias[:, site.layer] = read(writes), read(rest)
     offset = 0.0
     if anatomy.lm_head.bias is not None:
         terms = anatomy.lm_head.bias.float()
@@ -96,9 +99,24 @@ def attribute(
     return Attribution(
         scale=scale,
         embedding=read(states[Site("resid_pre", 0)]),
-        heads=np.stack(heads, axis=1),
-        bias=np.stack(bias, axis=1),
+        heads=heads,
+        bias=bias,
+        mixer=mixer,
         mlp=np.stack([read(states[Site("mlp_out", layer)]) for layer in layers], axis=1),
         head_bias=offset,
         total=read(final) + offset,
     )
+
+
+def refusal_reader(anatomy: Anatomy, margin: RefusalMargin) -> torch.Tensor:
+    """What reads refusal from a write into the residual stream, but for the final scale: [d_model], float32."""
+    weight = anatomy.lm_head.weight.float()
+    direction = weight[list(margin.refuse)].mean(0) - weight[list(margin.reply)].mean(0)
+    return direction * anatomy.norm_gain(anatomy.final_norm).to(direction.device)
+
+
+def final_scale(anatomy: Anatomy, final: torch.Tensor) -> torch.Tensor:
+    """1 / rms of final states [..., d_model], as the final norm takes it: [...]."""
+    norm = anatomy.final_norm
+    eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon")  # noqa: B009
+    return torch.rsqrt(final.float().pow(2).mean(-1) + eps)

@@ -1,9 +1,8 @@
-"""What a gate does to the heads behind it: knockout cascades, and the drive along one path.
+"""What a gate does to the heads behind it: knockout cascades.
 
-Source: arXiv 2604.04385, cascade; alignment_routes sections 6.2 and 7. A cascade takes a head out and reads how
-every deeper head's direct contrast changes; with the final norm's scale free it also counts what the
-norm does to heads that never heard of the gate, so it is read with the scale held too. The drive lets one
-head alone hear of the gate's change.
+Source: arXiv 2604.04385, cascade; alignment_routes section 7. A cascade takes a head out and reads how every
+deeper head's direct contrast changes; with the final norm's scale free it also counts what the norm does to
+heads that never heard of the gate, so it is read with the scale held too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from refusalscope.model import ChatModel, RefusalMargin, Rendered, Replace, Scal
 from refusalscope.model.edits import frozen
 from refusalscope.stats import mean_interval
 from refusalscope.studies.routing.attribution import Attribution, attribute
-from refusalscope.studies.routing.interchange import Head, Pair
+from refusalscope.studies.routing.interchange import Head, Pair, head_name
 
 Array = npt.NDArray[np.float64]
 Knockout = Literal["swap", "mean", "zero"]
@@ -32,12 +31,12 @@ KNOCKOUTS: tuple[Knockout, ...] = get_args(Knockout)
 
 @dataclass(frozen=True)
 class _Sides:
-    """Both members of every pair, clean: attribution and z of every layer at the last token."""
+    """Both members of every pair, clean: attribution, and z by layer at the last token [pairs, width]."""
 
     harmful: list[Rendered]
     control: list[Rendered]
     clean: tuple[Attribution, Attribution]
-    z: tuple[Tensor, Tensor]
+    z: tuple[dict[int, Tensor], dict[int, Tensor]]
 
 
 def cascade(
@@ -63,9 +62,13 @@ def cascade(
     anatomy = chat.anatomy
     if knockout not in KNOCKOUTS:
         raise InputError(f"there is no knockout {knockout!r}; choose one of {', '.join(KNOCKOUTS)}")
+    if gate[0] not in anatomy.softmax_layers:
+        raise InputError(
+            f"layer {gate[0]} has no heads that could be a gate; name a head of another"
+        )
     if gate[0] >= anatomy.n_layers - 1:
         raise InputError(
-            f"L{gate[0]}.H{gate[1]} is in the last layer, and nothing lies behind it to drive: "
+            f"{head_name(gate)} is in the last layer, and nothing lies behind it to drive: "
             f"it cannot be a gate"
         )
     others = (
@@ -83,7 +86,7 @@ def cascade(
     contrast = (sides.clean[0].heads - sides.clean[1].heads).mean(axis=0)
     at_least = (np.abs(spread) >= np.abs(held.mean(axis=0)) - 1e-12).sum(axis=0)
     rows = []
-    for layer in range(anatomy.n_layers):
+    for layer in anatomy.softmax_layers:
         for head in range(anatomy.n_heads):
             base = abs(contrast[layer, head])
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -108,53 +111,16 @@ def cascade(
     return pd.DataFrame(rows)
 
 
-def drive(chat: ChatModel, pairs: Sequence[Pair], margin: RefusalMargin, gate: Head) -> Array:
-    """Path patching from the gate to every deeper head: [layers, heads], in logits; 0 up to the gate's layer.
-
-    The gate takes the control's z at the last token; every other head and MLP between it and a layer keeps
-    what it wrote in the clean run, so that the heads of that layer hear the gate's change through the residual
-    stream alone. What they then write less of the refusal, with the final scale held, is the drive.
-    """
-    anatomy = chat.anatomy
-    sides = _prepare(chat, pairs, margin)
-    n = len(pairs)
-    mlp = _mlp_writes(chat, sides.harmful)
-    out = np.zeros((anatomy.n_layers, anatomy.n_heads))
-    for layer in range(gate[0] + 1, anatomy.n_layers):
-        variants = []
-        for i in range(n):
-            edits: list = [_put(gate, sides.z[1][gate[0], i], anatomy.head_dim)]
-            between = range(gate[0] + 1, layer)
-            edits += [
-                Replace(Site("z", k), "last", values=frozen(sides.z[0][k, i])) for k in between
-            ]
-            edits += [
-                Replace(Site("mlp_out", k), "last", values=frozen(mlp[k, i]))
-                for k in range(gate[0], layer)
-            ]
-            variants.append(tuple(edits))
-        patched = attribute(
-            chat, sides.harmful, margin, variants=variants, scale=sides.clean[0].scale
-        )
-        out[layer] = (sides.clean[0].heads[:, layer] - patched.heads[:, layer]).mean(axis=0)
-    return out
-
-
 def _prepare(chat: ChatModel, pairs: Sequence[Pair], margin: RefusalMargin) -> _Sides:
     harmful = [pair.harmful for pair in pairs]
     control = [pair.control for pair in pairs]
-    sites = [Site("z", layer) for layer in range(chat.anatomy.n_layers)]
+    sites = [Site("z", layer) for layer in chat.anatomy.softmax_layers]
     found = chat.capture(harmful + control, sites, ["last"])
-    z = torch.stack([found[site][:, 0] for site in sites])
+    z = {site.layer: states[:, 0] for site, states in found.items()}
+    n = len(pairs)
     clean = (attribute(chat, harmful, margin), attribute(chat, control, margin))
-    return _Sides(harmful, control, clean, (z[:, : len(pairs)], z[:, len(pairs) :]))
-
-
-def _mlp_writes(chat: ChatModel, prompts: Sequence[Rendered]) -> Tensor:
-    """What every MLP adds at the last token: [layers, prompts, d_model]."""
-    sites = [Site("mlp_out", layer) for layer in range(chat.anatomy.n_layers)]
-    found = chat.capture(prompts, sites, ["last"])
-    return torch.stack([found[site][:, 0] for site in sites])
+    sides = ({k: v[:n] for k, v in z.items()}, {k: v[n:] for k, v in z.items()})
+    return _Sides(harmful, control, clean, sides)
 
 
 def _put(head: Head, z: Tensor, width: int) -> Replace:
@@ -178,7 +144,7 @@ def _changes(
             elif knockout == "mean":
                 variants.append((_put(head, mean, width),))
             else:
-                variants.append((_put(head, sides.z[1][head[0], i], width),) if side == 0 else ())
+                variants.append((_put(head, sides.z[1][head[0]][i], width),) if side == 0 else ())
         clean = sides.clean[side]
         out = attribute(chat, prompts, margin, variants=variants)
         free.append(out.heads - clean.heads)

@@ -4,12 +4,14 @@
     sufficiency  = m(control with z of the unit from the harmful prompt) - m(control)
 
 Source: arXiv 2604.04385, interchange; alignment_routes sections 4 and 6. One row a unit over a cached
-prefix: with the map `last` each costs one token through the layers above it.
+prefix: with the map `last` each costs one token through the layers above it. A layer without softmax
+attention has no heads and is one unit, its mixer's whole write; a model with such layers has no prefix to
+cache either, so that each row costs its whole text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +20,27 @@ import torch
 from torch import Tensor
 
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, Metric, Rendered, Replace, Site, Variant
+from refusalscope.model import (
+    Anatomy,
+    ChatModel,
+    Clean,
+    Metric,
+    Rendered,
+    Replace,
+    Site,
+    StateMetric,
+    Variant,
+)
 from refusalscope.model.edits import frozen
 from refusalscope.studies.routing.maps import MapName, Places, position_map
 
 Array = npt.NDArray[np.float64]
+# (layer, head); the whole write of a layer's mixer, at `attn_out`, is (layer, WHOLE).
 Head = tuple[int, int]
 Unit = tuple[Head, ...]
+WHOLE = -1
+# Up to so many lent places, states of all prompts are kept from one clean run.
+FEW_PLACES = 16
 
 
 @dataclass(frozen=True)
@@ -65,20 +81,45 @@ def all_heads(n_layers: int, n_heads: int) -> tuple[Unit, ...]:
     return tuple(((layer, head),) for layer in range(n_layers) for head in range(n_heads))
 
 
-def key_value_groups(n_layers: int, n_heads: int, n_kv_heads: int) -> tuple[Unit, ...]:
-    """The query heads of one key-value head together, layer by layer."""
+def units_of(anatomy: Anatomy) -> tuple[Unit, ...]:
+    """Every query head as a unit of its own, and the whole mixer of each layer that has none."""
+    heads = range(anatomy.n_heads)
+    return tuple(
+        ((layer, head),)
+        for layer in range(anatomy.n_layers)
+        for head in (heads if layer in anatomy.softmax_layers else (WHOLE,))
+    )
+
+
+def key_value_groups(
+    n_layers: int, n_heads: int, n_kv_heads: int, softmax_layers: Sequence[int] | None = None
+) -> tuple[Unit, ...]:
+    """The query heads of one key-value head together, layer by layer; in `softmax_layers` only, if given."""
     size = n_heads // n_kv_heads
     return tuple(
         tuple((layer, head) for head in range(group * size, (group + 1) * size))
-        for layer in range(n_layers)
+        for layer in (range(n_layers) if softmax_layers is None else softmax_layers)
         for group in range(n_kv_heads)
     )
+
+
+def head_name(head: Head) -> str:
+    """`L3.H1`, or `L3.mixer` for a layer's whole mixer."""
+    layer, number = head
+    return f"L{layer}.mixer" if number == WHOLE else f"L{layer}.H{number}"
+
+
+def coverage(anatomy: Anatomy) -> str:
+    """What a screen of all units looks at: `16 heads of 4 layers`, and the layers that are one unit each."""
+    found = f"{anatomy.n_heads * len(anatomy.softmax_layers)} heads of {len(anatomy.softmax_layers)} layers"
+    whole = [f"L{k}" for k in range(anatomy.n_layers) if k not in anatomy.softmax_layers]
+    return f"{found}; one unit each: {', '.join(whole)}" if whole else found
 
 
 def screen(
     chat: ChatModel,
     pairs: Sequence[Pair],
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, Metric | StateMetric],
     *,
     units: Sequence[Unit] | None = None,
     positions: MapName = "last",
@@ -89,14 +130,14 @@ def screen(
 ) -> Screen:
     """Swap every unit of every pair, both ways, with each donor.
 
-    units: sets of (layer, head) that are swapped together; every query head by itself without it. held:
+    units: sets of (layer, head) that are swapped together; `units_of` the model without it. held:
     heads that are swapped in every row and in the clean scores beside them too, so that what is measured is
     what a unit adds (the conditional screen). content: see `position_map`. Raises InputError for no pair, a
     pair of equal members, donors of unequal number, or a head the model does not have.
     """
-    anatomy = chat.anatomy
-    chosen = tuple(units) if units is not None else all_heads(anatomy.n_layers, anatomy.n_heads)
-    _check(pairs, chosen, held, anatomy.n_layers, anatomy.n_heads)
+    chosen = tuple(units) if units is not None else units_of(chat.anatomy)
+    parts = {head for unit in (*chosen, held) for head in unit}
+    _check(pairs, parts, chat.anatomy)
     patients = [pair.harmful for pair in pairs] + [pair.control for pair in pairs]
     donors = [pair.donors("necessity") for pair in pairs]
     donors += [pair.donors("sufficiency") for pair in pairs]
@@ -104,7 +145,8 @@ def screen(
         [position_map(patient, donor, positions, content) for donor in each]
         for patient, each in zip(patients, donors, strict=True)
     ]
-    states = _Donors(chat, donors, places)
+    clean_run = _kept(chat, patients, donors, places, parts)
+    states = _Donors(chat, donors, places, parts, clean_run)
     rows = [
         [
             (),
@@ -116,7 +158,9 @@ def screen(
         ]
         for each, maps in zip(donors, places, strict=True)
     ]
-    scores = chat.measure(patients, rows, metrics, policy=policy, progress=progress).scores
+    scores = chat.measure(
+        patients, rows, metrics, policy=policy, clean=clean_run, progress=progress
+    ).scores
     clean = {name: table[:, 0].astype(np.float64) for name, table in scores.items()}
     # By donor: the held heads alone, then every unit on top of them.
     change = {}
@@ -133,9 +177,7 @@ def screen(
     )
 
 
-def _check(
-    pairs: Sequence[Pair], units: Sequence[Unit], held: Unit, n_layers: int, n_heads: int
-) -> None:
+def _check(pairs: Sequence[Pair], parts: Collection[Head], anatomy: Anatomy) -> None:
     if not pairs:
         raise InputError("there is no pair to screen; give at least one")
     for pair in pairs:
@@ -148,25 +190,78 @@ def _check(
         raise InputError("every pair needs the same number of donors a side")
     if len(pairs[0].to_harmful) != len(pairs[0].to_control):
         raise InputError("both sides of a pair need the same number of donors")
-    for layer, head in [*(head for unit in units for head in unit), *held]:
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+    n_layers, n_heads = anatomy.n_layers, anatomy.n_heads
+    for layer, head in sorted(parts):
+        if not (0 <= layer < n_layers and WHOLE <= head < n_heads):
             raise InputError(
                 f"the model has no head L{layer}.H{head}; it has {n_layers} layers of {n_heads} heads"
             )
+        if head != WHOLE and layer not in anatomy.softmax_layers:
+            raise InputError(
+                f"there is no head L{layer}.H{head}: layer {layer} has no softmax attention and is one unit, "
+                f"{head_name((layer, WHOLE))}; give it as ({layer}, {WHOLE})"
+            )
+
+
+def _site(head: Head) -> Site:
+    """Where a part is swapped."""
+    return Site("attn_out" if head[1] == WHOLE else "z", head[0])
+
+
+def _sites(parts: Collection[Head]) -> list[Site]:
+    return sorted({_site(head) for head in parts})
+
+
+def _kept(
+    chat: ChatModel,
+    patients: Sequence[Rendered],
+    donors: Sequence[Sequence[Rendered]],
+    places: Sequence[Sequence[Places]],
+    parts: Collection[Head],
+) -> Clean | None:
+    """One clean run of the patients for their states as donors and for the prefix of their rows.
+
+    None where some donor is no patient, many places are lent, or the prefixes would not fit the plan's memory.
+    """
+    anatomy = chat.anatomy
+    offsets = sorted(
+        {
+            at - donor.n_prompt
+            for each, maps in zip(donors, places, strict=True)
+            for donor, lent in zip(each, maps, strict=True)
+            for _, at in lent
+        }
+    )
+    known = set(patients)
+    width = 2 * anatomy.n_layers * anatomy.n_kv_heads * anatomy.head_dim
+    held = 4 * width * sum(len(prompt) for prompt in patients)
+    if (
+        anatomy.recurrent
+        or len(known) < len(patients)
+        or len(offsets) > FEW_PLACES
+        or offsets[0] < -min(prompt.n_prompt for prompt in patients)
+        or any(donor not in known for each in donors for donor in each)
+        or held > chat.plan.max_bytes
+    ):
+        return None
+    return chat.run_clean(patients, _sites(parts), [(offset,) for offset in offsets])
 
 
 class _Donors:
-    """z of every donor at the positions it lends, captured once and in batches."""
+    """What every donor lends at its positions, by site, captured once and in batches."""
 
     def __init__(
         self,
         chat: ChatModel,
         donors: Sequence[Sequence[Rendered]],
         places: Sequence[Sequence[Places]],
+        parts: Collection[Head],
+        clean: Clean | None = None,
     ) -> None:
         self._width = chat.anatomy.head_dim
-        self._sites = [Site("z", layer) for layer in range(chat.anatomy.n_layers)]
-        self._states: dict[Rendered, dict[int, Tensor]] = {}
+        self._sites = _sites(parts)
+        # A state by site: sites of both kinds differ in width.
+        self._states: dict[Rendered, dict[int, dict[Site, Tensor]]] = {}
         wanted: dict[Rendered, set[int]] = {}
         for each, maps in zip(donors, places, strict=True):
             for donor, pairs in zip(each, maps, strict=True):
@@ -175,31 +270,58 @@ class _Donors:
         groups: dict[tuple[int, ...], list[Rendered]] = {}
         for donor, lent in wanted.items():
             groups.setdefault(tuple(sorted(i - donor.n_prompt for i in lent)), []).append(donor)
+        if clean is not None:
+            # Every donor is a patient, whose states at all offsets were kept.
+            groups = {tuple(sorted({o for offsets in groups for o in offsets})): [*clean.prompts]}
         for offsets, members in groups.items():
-            found = chat.capture(members, self._sites, [(offset,) for offset in offsets])
-            stacked = torch.stack([found[site] for site in self._sites], dim=2)
-            for donor, states in zip(members, stacked, strict=True):
-                indices = [offset + donor.n_prompt for offset in offsets]
-                self._states[donor] = dict(zip(indices, states, strict=True))
+            found = (
+                clean.states
+                if clean is not None
+                else chat.capture(members, self._sites, [(offset,) for offset in offsets])
+            )
+            for i, donor in enumerate(members):
+                self._states[donor] = {
+                    offset + donor.n_prompt: {site: found[site][i, k] for site in self._sites}
+                    for k, offset in enumerate(offsets)
+                }
 
     def variants(
         self, donor: Rendered, places: Places, units: Sequence[Unit], held: Unit
     ) -> list[Variant]:
         """The held heads alone, then every unit on top of them."""
         where = tuple(patient for patient, _ in places)
-        # [layers, positions, n_heads * head_dim]
-        states = torch.stack([self._states[donor][at] for _, at in places], dim=1)
+        lent = [self._states[donor][at] for _, at in places]
+        # By site [positions, n_heads * head_dim or d_model].
+        states = {site: torch.stack([at[site] for at in lent]) for site in self._sites}
+
+        def put(head: Head) -> Replace:
+            site = _site(head)
+            values = states[site]
+            if head[1] == WHOLE:
+                return Replace(site, where, values=frozen(values))
+            start = head[1] * self._width
+            slice_ = frozen(values[:, start : start + self._width])
+            return Replace(site, where, head=head[1], values=slice_)
 
         def swap(heads: Sequence[Head]) -> Variant:
-            return tuple(
-                Replace(
-                    self._sites[layer],
-                    where,
-                    head=head,
-                    values=frozen(states[layer, :, head * self._width : (head + 1) * self._width]),
-                )
-                for layer, head in heads
-            )
+            return tuple(put(head) for head in heads)
 
         base = swap(held)
         return [base, *(base + swap([h for h in unit if h not in held]) for unit in units)]
+
+
+def swaps(
+    chat: ChatModel,
+    pairs: Sequence[Pair],
+    units: Sequence[Unit],
+    positions: MapName = "last",
+    content: int = 0,
+) -> list[list[Variant]]:
+    """The edits that swap each unit of a pair's harmful prompt with its control's: [pairs][units]."""
+    places = [position_map(pair.harmful, pair.control, positions, content) for pair in pairs]
+    parts = {head for unit in units for head in unit}
+    donors = _Donors(chat, [(pair.control,) for pair in pairs], [(at,) for at in places], parts)
+    return [
+        donors.variants(pair.control, at, units, ())[1:]
+        for pair, at in zip(pairs, places, strict=True)
+    ]

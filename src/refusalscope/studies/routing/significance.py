@@ -19,6 +19,8 @@ from refusalscope.studies.routing.interchange import Screen
 
 Array = npt.NDArray[np.float64]
 MIN_PAIRS = 8
+# With fewer categories no pattern of their signs is rare enough for a test at 5 %.
+MIN_CLUSTERS = 6
 
 
 def significance(
@@ -35,8 +37,8 @@ def significance(
 
     Columns: unit (its place in `found.units`), layer and head (of its first head), size, and for necessity and
     sufficiency the mean over pairs and donors with _low and _high (95 %, BCa bootstrap, whole categories
-    resampled where there are three or more); p_familywise (necessity), p_sufficiency, p_both (the larger: both
-    hold), p_equivalent (two one-sided tests that necessity lies within the floor), donor_sd; passes:
+    resampled where there are MIN_CLUSTERS or more); p_familywise (necessity), p_sufficiency, p_both (the larger:
+    both hold), p_equivalent (two one-sided tests that necessity lies within the floor), donor_sd; passes:
     |necessity| above the floor and p_familywise below alpha. Raises InputError for fewer than MIN_PAIRS
     pairs, or no gap.
     """
@@ -51,7 +53,7 @@ def significance(
             "the harmful prompts and their controls score alike, so there is no gap to explain; "
             "check that the model refuses one side of the pairs"
         )
-    clusters = _clusters(categories)
+    clusters = clusters_of(categories)
     tables = {
         "necessity": found.necessity[metric] / gap,
         "sufficiency": found.sufficiency[metric] / gap,
@@ -100,7 +102,7 @@ def stability(
     table = found.necessity[metric]
     rng = np.random.default_rng(seed)
     by_pair = table.mean(axis=1)
-    clusters = _clusters(categories)
+    clusters = clusters_of(categories)
     codes = (
         np.arange(len(by_pair)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     )
@@ -124,9 +126,9 @@ def stability(
     }
 
 
-def _clusters(categories: Sequence[str] | None) -> npt.NDArray | None:
-    """Categories as clusters where there are enough of them to resample."""
-    if categories is None or len(set(categories)) < 3:
+def clusters_of(categories: Sequence[str] | None) -> npt.NDArray | None:
+    """Categories as clusters where there are enough of them to resample and to flip."""
+    if categories is None or len(set(categories)) < MIN_CLUSTERS:
         return None
     return np.asarray(list(categories), dtype=object).astype(str)
 
