@@ -34,7 +34,7 @@ def dose() -> pd.DataFrame:
                         "margin_low": margin - 0.5,
                         "margin_high": margin + 0.5,
                         "n_judged": n if judged else 0,
-                        "refused": refused,
+                        "refused": refused / n,
                         "low": rate.low if rate else np.nan,
                         "high": rate.high if rate else np.nan,
                     }

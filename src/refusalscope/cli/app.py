@@ -34,6 +34,7 @@ app.command(
 app.command(
     "refusalscope.cli.routing:routing",
     help="Which attention heads carry the refusal, proven by exact interchange.",
+    help_epilogue="Example: `refusalscope routing builtin:planted-routes --out runs/routing`",
 )
 app.command(
     "refusalscope.cli.judge:judge",
@@ -49,7 +50,7 @@ app.command(
 app.command("refusalscope.cli.show:show", help="Show a run: its tables in the terminal.")
 app.command(
     "refusalscope.cli.organism:organism",
-    help="Models whose circuit is known: list, build and train them.",
+    help="Models whose circuit is known: list, build, train and score methods on them.",
 )
 
 
@@ -117,7 +118,7 @@ def run(argv: list[str]) -> int:
 
 
 def _resumes(argv: list[str]) -> bool:
-    return bool({"audit", "directions", "judge", "routing"} & set(argv))
+    return bool({"audit", "directions", "judge", "routing", "score"} & set(argv))
 
 
 def _fail(message: str, status: int) -> int:

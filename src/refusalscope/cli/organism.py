@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
+from refusalscope.cli.audit import new_folder
 from refusalscope.cli.session import SESSION, Bars
 from refusalscope.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TRAINABLE = ("chat",)
+SCORED = ("routing",)
 
 organism = App(
     name="organism",
-    help="Models whose circuit is known: list, build and train them.",
+    help="Models whose circuit is known: list, build, train and score methods on them.",
     help_epilogue="Example: `refusalscope organism build planted-routes --variant backup --out models/backup`",
     help_format="markdown",
     default_parameter=Parameter(negative=()),
@@ -155,6 +160,88 @@ def train(
         highlight=False,
     )
     SESSION.out.print(f"model: {result.folder}", soft_wrap=True, highlight=False)
+
+
+@organism.command
+def score(
+    name: str = "routing",
+    /,
+    *,
+    seeds: int = 10,
+    only: Annotated[list[str] | None, Parameter(negative=())] = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Score methods on organisms whose circuit is known, and say which promises are met.
+
+    Example: `refusalscope organism score routing --seeds 10 --only O1 --only O2 --out runs/score`
+
+    Parameters
+    ----------
+    name
+        Which suite: routing.
+    seeds
+        How many organisms of each case, from seed 0 on.
+    only
+        An organism of the suite, such as O1 or O7'; may be given several times. All without it.
+    out
+        The run folder; a new one under runs/ without it.
+    resume
+        Go on with a run that was stopped.
+    """
+    if name not in SCORED:
+        raise InputError(f"there is no suite {name!r}; there is one for {', '.join(SCORED)}")
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds} leaves nothing to score; give 1 or more")
+    from refusalscope.organisms.scoreboard import score_routing
+    from refusalscope.organisms.scoreboard.bars import POLICY, judge_bars
+    from refusalscope.organisms.scoreboard.routing import summary
+
+    folder = out or new_folder("score", resume)
+    with Bars() as bars:
+        run = score_routing(
+            folder, seeds=range(seeds), only=only or (), resume=resume, progress=bars
+        )
+    scores, checks = run.table("organisms.scores"), run.table("organisms.checks")
+    SESSION.out.print("means over seeds", highlight=False)
+    SESSION.out.print(_lines(summary(scores)), soft_wrap=True, highlight=False, markup=False)
+    models = scores.drop_duplicates(["case", "seed"])
+    weak = int((models["policy"] < POLICY).sum())
+    if weak:
+        SESSION.out.print(
+            f"{weak} of {len(models)} organisms follow their policy on fewer than {POLICY:.0%} of their "
+            f"pairs, so no bar applies to them and they are in no mean.",
+            soft_wrap=True,
+            highlight=False,
+        )
+    for row in judge_bars(scores, checks).to_dict("records"):
+        met = "[green]met[/green]" if row["met"] else "[red]NOT met[/red]"
+        SESSION.out.print(
+            f"{row['bar']}: {row['measured']:.3f}, needed {row['needed']}: {met}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    SESSION.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
+
+
+def _lines(means: pd.DataFrame) -> str:
+    """The means as plain lines: eleven columns do not fit a drawn table of 80 characters."""
+    # The column of `summary`, its heading, and the digits behind the point.
+    shown = (
+        ("seeds", "seeds", 0),
+        ("precision", "precision", 3),
+        ("recall", "recall", 3),
+        ("auprc", "AUPRC", 3),
+        ("gate_rank", "gate rank", 1),
+        ("claimed", "heads claimed", 1),
+        ("forwards", "forwards", 0),
+        ("token_layers", "token-layers", 0),
+        ("seconds", "seconds", 1),
+    )
+    table = means[["case", "method"]].copy()
+    for name, heading, digits in shown:
+        table[heading] = ["-" if v != v else f"{v:.{digits}f}" for v in means[name]]
+    return table.to_string(index=False)
 
 
 def _option(text: str) -> tuple[str, int]:

@@ -49,7 +49,7 @@ def cipher_figure(cipher: pd.DataFrame, heads: pd.DataFrame | None) -> Figure | 
         "What the heads found carry once the request is wrapped",
         panels,
         "Each row is a head: its necessity on plain prompts and on the same prompts through the "
-        "cipher, as shares of each arm's gap. A head whose hollow dot falls to 0 no longer hears the "
+        "cipher, as shares of the plain gap. A head whose hollow dot falls to 0 no longer hears the "
         "request; one that keeps its place works behind the cipher too. The control arms "
         "show what the wrapping does by itself.",
         f"{listed(wrappers[:MAX_WRAPPERS]) or 'one wrapper'}; at most {MAX_HEADS} heads each; "
@@ -82,7 +82,7 @@ def _panel(wrapper: str, rows: pd.DataFrame, heads: pd.DataFrame | None) -> Pane
             hover += f" ({span(row['dla_low'], row['dla_high'], 3)})"
             dots.append(Dot(y + aside, value, low, high, role, hover, symbol, 8))
             said.append(f"{name} {words} {share(value)}")
-    fig = dot_plot(dots, names, "necessity, share of the arm's gap", rate=False)
+    fig = dot_plot(dots, names, "necessity, share of the plain gap", rate=False)
     fig.update_xaxes(tickformat=".0%", nticks=5, tickangle=0)
     return Panel(fig, f"{wrapper or 'Cipher'}: {', '.join(said)}.", wrapper or "Cipher")
 
@@ -145,15 +145,15 @@ def collapse_table(collapse: pd.DataFrame) -> Table:
             (
                 str(row["wrapper"]),
                 row["at"],
-                *_estimate(row, "plain"),
-                *_estimate(row, "cipher"),
+                *_nats(row, "plain"),
+                *_nats(row, "cipher"),
                 *_estimate(row, "change"),
                 Cell("collapsed", strong=True) if row["collapsed"] else "not shown to collapse",
             )
             for row in records(_largest(collapse, "change"))
         ],
         _left(collapse, "routing.collapse")
-        + "Means are signed: averages of absolute values hide heads that change direction.",
+        + "Necessities in nats. Means are signed: averages of absolute values hide heads that change direction.",
     )
 
 
@@ -184,6 +184,13 @@ def contrast_table(contrast: pd.DataFrame) -> Table:
         + f"{whole(len(kept))} of {whole(len(contrast))} heads kept. The fourth arm, the control through the "
         "cipher, takes away what the wrapping does to any prompt.",
         folded=True,
+    )
+
+
+def _nats(row: Row, name: str) -> tuple[Cell, Cell]:
+    return (
+        Cell(decimal(row[name]), number=True),
+        Cell(span(row[f"{name}_low"], row[f"{name}_high"]), number=True),
     )
 
 

@@ -162,7 +162,7 @@ def _judged(fig: go.Figure, judged: pd.DataFrame, role: str) -> None:
         },
         xaxis={"anchor": "y2"},
     )
-    rates = judged.assign(rate=judged["refused"] / judged["n_judged"])
+    rates = judged.assign(rate=judged["refused"])
     _band(fig, rates, role, "rate", "low", "high", "y2")
 
 
@@ -189,8 +189,8 @@ def _hover(name: str, row: Row) -> str:
         f"margin {decimal(row['margin'])} ({span(row['margin_low'], row['margin_high'])})",
     ]
     if finite(row["refused"]) and row["n_judged"] > 0:
-        rate = percent(row["refused"] / row["n_judged"])
-        count = f"{whole(row['refused'])} of {whole(row['n_judged'])}"
+        rate = percent(row["refused"])
+        count = f"{whole(row['refused'] * row['n_judged'])} of {whole(row['n_judged'])}"
         lines.append(f"refused {rate}, {count} ({rate_span(row['low'], row['high'])})")
     return "<br>".join(lines)
 

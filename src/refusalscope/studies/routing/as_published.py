@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from refusalscope.studies.routing.frames import heads_of
 from refusalscope.studies.routing.interchange import head_name
 from refusalscope.studies.routing.problem import REPLY_TOKENS
 from refusalscope.studies.routing.published import published
-from refusalscope.studies.routing.frames import heads_of
 from refusalscope.studies.routing.work import Work
 from refusalscope.studies.subject import spending
 
 
 def run_published(work: Work) -> None:
-    """Write `routing.candidates`, `.ablation`, `.cascade`, `.gap` and `.heads` as the paper's procedure gives them.
+    """Write `routing.candidates`, `.ablation`, `.cascade`, `.gap`, `.heads` as the paper gives them.
 
     `routing.heads` has the interchanged candidates only, without test or role: the procedure has neither.
     Changes of the cascade are shares here, not percent, and p is the gate's rank in the knockout null.

@@ -7,11 +7,11 @@ import pandas as pd
 
 from refusalscope.studies.routing.cascade import cascade
 from refusalscope.studies.routing.find import Circuit
+from refusalscope.studies.routing.frames import heads_of, rows_of
 from refusalscope.studies.routing.groups import coalitions, groups
 from refusalscope.studies.routing.interchange import WHOLE, Screen, head_name, screen
 from refusalscope.studies.routing.problem import nll, with_replies
 from refusalscope.studies.routing.significance import significance
-from refusalscope.studies.routing.frames import heads_of, rows_of
 from refusalscope.studies.routing.work import Work
 
 # Roles of heads that pass the decision on, the likeliest gates first.
@@ -84,7 +84,7 @@ def _groups(work: Work, circuit: Circuit, named: dict[str, pd.DataFrame]) -> pd.
         categories=work.problem.categories,
         seed=work.settings.seed,
     )
-    frame = frame.assign(kind=frame["name"], start=-1, stop=-1, searched=False, hides=False)
+    frame = frame.assign(kind=frame["name"], start=np.nan, stop=np.nan, searched=False, hides=False)
     return pd.concat([frame, spans], ignore_index=True)
 
 

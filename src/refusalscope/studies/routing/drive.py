@@ -128,9 +128,9 @@ def drive_table(
 ) -> pd.DataFrame:
     """The drive of a gate on every deeper head, tested over all of them at once.
 
-    gap: of the logit difference, which `drive` is a share of. Columns: gate, gate_layer, gate_head, layer, head,
-    drive, low, high, heard, heard_low, heard_high, p (of heard, max-T sign flips), driven: more than HEARD of
-    the head's own change comes from the gate, and p is below alpha.
+    gap: of the logit difference, of which `drive` is a share. Columns: gate, gate_layer, gate_head, layer,
+    head, drive, low, high, heard, heard_low, heard_high, p (of heard, max-T sign flips), driven: more than
+    HEARD of the head's own change comes from the gate, and p is below alpha.
     """
     n, _, n_heads = found.direct.shape
     layers = [layer for layer in found.layers if layer > gate[0]]

@@ -12,6 +12,7 @@ from refusalscope.stats import mean_interval
 from refusalscope.studies.routing import heads as table_of_heads
 from refusalscope.studies.routing.attribution import attribute
 from refusalscope.studies.routing.drive import drive, drive_table
+from refusalscope.studies.routing.frames import heads_of, rows_of
 from refusalscope.studies.routing.frozen import measure_frozen
 from refusalscope.studies.routing.interchange import WHOLE, Head, coverage, head_name, swaps
 from refusalscope.studies.routing.problem import state_metrics
@@ -26,7 +27,6 @@ from refusalscope.studies.routing.screens import (
     to_arrays,
 )
 from refusalscope.studies.routing.significance import stability
-from refusalscope.studies.routing.frames import heads_of, rows_of
 from refusalscope.studies.routing.work import Work
 from refusalscope.studies.subject import spending
 
@@ -148,7 +148,7 @@ def _coverage(work: Work, screens: Screens, alike: set[str]) -> pd.DataFrame:
             note = f"not looked at: {', '.join(rest)}" if layers else "not looked at"
         rows.append(
             {
-                "map": name,
+                "map": "all" if name == EVERYWHERE else name,
                 "heads": len(found.units) if found else 0,
                 "of": len(work.units),
                 "layers": ", ".join(map(str, layers)),
@@ -292,6 +292,6 @@ def _warn(work: Work, circuit: Circuit) -> None:
     top = heads_of(found)[int(found["effect"].abs().to_numpy().argmax())]
     if top[0] == work.chat.anatomy.n_layers - 1:
         work.run.warn(
-            f"The head with the largest effect, {head_name(top)}, is in the last layer: nothing lies behind it to "
-            f"drive, so it is no gate."
+            f"The head with the largest effect, {head_name(top)}, is in the last layer: nothing lies behind it "
+            f"to drive, so it is no gate."
         )

@@ -44,7 +44,7 @@ def contributions(
 ) -> pd.DataFrame:
     """What every unit writes towards refusal itself.
 
-    harmful, control: attributed as they are; held: the controls under the harmful prompts' final scale. Columns:
+    harmful, control: attributed as they are; held: controls under the harmful prompts' final scale. Columns:
     layer, head, harmful, control, dla (their difference, logits), dla_share (of the sum of sizes), direct
     (the difference with the scale held, as a share of the gap of the logit difference).
     """

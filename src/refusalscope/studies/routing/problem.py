@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, KL, Metric, RefusalMargin, ReplyNLL, Site, StateMetric
+from refusalscope.model import KL, ChatModel, Metric, RefusalMargin, ReplyNLL, Site, StateMetric
 from refusalscope.prompts import PairSet
 from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.settings import RoutingSettings

@@ -29,7 +29,7 @@ from refusalscope.studies.routing.significance import clusters_of
 Array = npt.NDArray[np.float64]
 # A window is searched when it carries this much more of the gap than any of its parts does.
 MORE_THAN_PARTS = 0.1
-# A head stands in for others when, with them held, it carries this much of the gap and twice what it does alone.
+# A head stands in for others when, with them held, it carries this share of the gap and twice its own alone.
 STAND_IN, TIMES_ALONE = 0.05, 2.0
 
 

@@ -98,9 +98,9 @@ def _role(known: Evidence, drives: int, driven: int, leads: bool) -> str:
     quiet = abs(ratio) < INDIRECT
     if not known.alone and known.after:
         return "backup"
-    if known.frozen is not None and abs(ratio) < DIRECT:
-        if abs(known.frozen) < NORM_SHARE * abs(known.effect):
-            return "norm-only"
+    left = abs(known.effect if known.frozen is None else known.frozen)
+    if abs(ratio) < DIRECT and left < NORM_SHARE * abs(known.effect):
+        return "norm-only"
     if known.direct < 0 and abs(ratio) > DIRECT:
         return "suppressor"
     if ratio > DIRECT:

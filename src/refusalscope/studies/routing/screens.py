@@ -55,7 +55,7 @@ def screen_all(
         progress=track(f"every head, {settings.positions}"),
     )
     found = {settings.positions: main}
-    if LAST != settings.positions and not same_places(problem, settings, LAST):
+    if settings.positions != LAST and not same_places(problem, settings, LAST):
         found[LAST] = screen(
             chat,
             problem.partners,

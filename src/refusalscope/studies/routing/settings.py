@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -119,7 +120,7 @@ class RoutingSettings(BaseModel):
     @field_validator("alphas")
     @classmethod
     def _rising(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        if alphas and (alphas[0] != 0 or any(a >= b for a, b in zip(alphas, alphas[1:]))):
+        if alphas and (alphas[0] != 0 or any(a >= b for a, b in pairwise(alphas))):
             raise ValueError("the doses must start at 0 and rise")
         return alphas
 

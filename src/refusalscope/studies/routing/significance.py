@@ -37,10 +37,10 @@ def significance(
 
     Columns: unit (its place in `found.units`), layer and head (of its first head), size, and for necessity and
     sufficiency the mean over pairs and donors with _low and _high (95 %, BCa bootstrap, whole categories
-    resampled where there are MIN_CLUSTERS or more); p_familywise (necessity), p_sufficiency, p_both (the larger:
-    both hold), p_equivalent (two one-sided tests that necessity lies within the floor), donor_sd; passes:
-    |necessity| above the floor and p_familywise below alpha. Raises InputError for fewer than MIN_PAIRS
-    pairs, or no gap.
+    resampled where there are MIN_CLUSTERS or more); p_familywise (necessity), p_sufficiency, p_both (the
+    larger: both hold), p_equivalent (two one-sided tests that necessity lies within the floor),
+    donor_sd; passes: |necessity| above the floor and p_familywise below alpha. Raises InputError for fewer
+    than MIN_PAIRS pairs, or no gap.
     """
     gap = found.gap(metric)
     n = len(found.harmful[metric])

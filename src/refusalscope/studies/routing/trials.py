@@ -12,9 +12,9 @@ from refusalscope.studies.routing.contrast import contrast_table
 from refusalscope.studies.routing.describe import routers
 from refusalscope.studies.routing.dose import Arm, detection, dose
 from refusalscope.studies.routing.find import Circuit
+from refusalscope.studies.routing.frames import heads_of
 from refusalscope.studies.routing.interchange import WHOLE, Pair, head_name
 from refusalscope.studies.routing.rescue import rescue
-from refusalscope.studies.routing.frames import heads_of
 from refusalscope.studies.routing.work import Work
 from refusalscope.studies.subject import spending
 
