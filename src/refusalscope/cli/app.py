@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import ValidationError
 from rich.markup import escape
 
 from refusalscope import __version__
@@ -83,7 +84,7 @@ def run(argv: list[str]) -> int:
     try:
         app.meta(argv, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(f"{str(error).strip()} See refusalscope --help.", FAILED)
+        return _fail(f"{_mistake(error)} See refusalscope --help.", FAILED)
     except RefusalscopeError as error:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:
@@ -115,6 +116,18 @@ def run(argv: list[str]) -> int:
             BROKEN,
         )
     return 0
+
+
+def _mistake(error: CycloptsError) -> str:
+    """What is wrong with a command line, without the words that pydantic puts around it."""
+    wrong = error.__cause__
+    if not isinstance(wrong, ValidationError):
+        return str(error).strip()
+    found = [
+        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+        for each in wrong.errors()
+    ]
+    return f"A setting is wrong: {'; '.join(found)}."
 
 
 def _resumes(argv: list[str]) -> bool:

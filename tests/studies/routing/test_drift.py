@@ -150,7 +150,7 @@ def test_shares_changes_and_tests_are_those_of_the_paired_differences():
     assert (got["change"], got["low"], got["high"]) == pytest.approx(
         (want.value, want.low, want.high)
     )
-    test = max_t_signflip(shares[1] - shares[0], 300, categories, seed=0)
+    test = max_t_signflip(shares[1] - shares[0], 300, seed=0)
     np.testing.assert_array_equal(moved["p_familywise"], test.p_familywise)
     order = [np.argsort(-np.abs(share.mean(axis=0))).tolist() for share in shares]
     assert ranking["rbo"].iloc[0] == pytest.approx(slow_overlap(*order, 0.9))

@@ -26,7 +26,7 @@ OTHERS = [(1, 2), GATE, (5, 0), (5, 3), (6, 2), (7, 0)]
 
 
 def residual_norms(chat):
-    """Every norm over the residual stream's width, but those of queries and keys, which are as wide in OLMo-2."""
+    """Every norm as wide as the residual stream, but those of queries and keys, which are so in OLMo-2."""
     return [
         module
         for name, module in chat.model.named_modules()

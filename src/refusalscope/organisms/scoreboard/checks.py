@@ -15,7 +15,7 @@ from refusalscope.organisms.scoreboard.methods import (
     MARGIN,
     SETTINGS,
     Bench,
-    recommended,
+    claim,
     set_up,
 )
 from refusalscope.stats import max_t_signflip
@@ -29,20 +29,20 @@ SHUFFLES, FLIPS = 200, 999
 
 def redundancy(bench: Bench) -> dict[str, float]:
     """O2: are the gate and all of its backups found?"""
-    claim = recommended(bench)
+    found = claim(bench, "recommended").heads
     truth = bench.planted.truth
     gates = {*truth.with_role("gate"), *truth.with_role("backup")}
-    return {"gate and backups found": float(gates <= claim.heads)}
+    return {"gate and backups found": float(gates <= found)}
 
 
 def no_claim(bench: Bench) -> dict[str, float]:
     """O10: no head carries anything, and none may be claimed."""
-    return {"no head claimed": float(not recommended(bench).heads)}
+    return {"no head claimed": float(not claim(bench, "recommended").heads)}
 
 
 def norm_only(bench: Bench) -> dict[str, float]:
     """O11: the topic head acts through the norm alone, and is said to."""
-    roles = recommended(bench).roles
+    roles = claim(bench, "recommended").roles
     topics = bench.planted.truth.with_role("topic")
     return {
         "topic head called norm-only": float(all(roles[head] == "norm-only" for head in topics))
@@ -55,8 +55,10 @@ def cipher(bench: Bench) -> dict[str, float]:
     pairs, chat = bench.planted.pairs, bench.chat
     plain, hidden = wrapped(chat, pairs), wrapped(chat, pairs, wrapper)
     (gate,) = bench.planted.truth.with_role("gate")
-    screens = [screen(chat, each, {"margin": MARGIN}, units=[(gate,)]) for each in (plain, hidden)]
-    found = collapse_table(*screens, "margin", [gate], wrapper=wrapper.name, seed=0)
+    before, after = (
+        screen(chat, each, {"margin": MARGIN}, units=[(gate,)]) for each in (plain, hidden)
+    )
+    found = collapse_table(before, after, "margin", [gate], wrapper=wrapper.name, seed=0)
     others = [(layer, head) for layer in (2, 3, 4) for head in range(8)]
     circuit = {(h.layer, h.head) for h in bench.planted.truth.heads}
     saved = rescue(
@@ -97,7 +99,7 @@ def prefix(bench: Bench) -> dict[str, float]:
         found.necessity["margin"].mean(axis=(0, 1)) / found.gap("margin") for found in screens
     ]
     heads = sorted(truth.circuit)
-    table = collapse_table(*screens, "margin", heads, wrapper="prefix", seed=0)
+    table = collapse_table(screens[0], screens[1], "margin", heads, wrapper="prefix", seed=0)
     (gate,) = truth.with_role("gate")
     left = screen(
         bench.chat,
@@ -120,7 +122,7 @@ def relocation(bench: Bench) -> dict[str, float]:
     screens = [
         screen(each.chat, plain.problem.partners, {"margin": MARGIN}) for each in (plain, bench)
     ]
-    moved, whole = drift(*screens, "margin", seed=0)
+    moved, whole = drift(screens[0], screens[1], "margin", seed=0)
     places = {
         (int(row["layer"]), int(row["head"])) for row in moved[moved["moved"]].to_dict("records")
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +25,12 @@ from refusalscope.studies.routing import RoutingSettings, attribute, preset, run
 from refusalscope.studies.routing.interchange import Head, Pair
 from refusalscope.studies.routing.problem import Problem, pose
 from refusalscope.studies.routing.published import published
-from refusalscope.studies.routing.significance import clusters_of
 from refusalscope.studies.subject import Subject
 
 Array = npt.NDArray[np.float64]
 MARGIN = RefusalMargin((tokens.REFUSE,), (tokens.COMPLY,))
 # What precision and recall are about; the trials of the circuit are checked apart.
 SETTINGS = preset("recommended", metrics=(), alphas=(), wrappers=(), n_gates=0)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """An organism with its prompts rendered and its pairs posed."""
-
-    planted: Planted
-    chat: ChatModel
-    subject: Subject
-    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,17 @@ class Claim:
     roles: dict[Head, str]
 
 
+@dataclass(frozen=True)
+class Bench:
+    """An organism with its prompts rendered and its pairs posed. claims: by method, as they are made."""
+
+    planted: Planted
+    chat: ChatModel
+    subject: Subject
+    problem: Problem
+    claims: dict[str, Claim] = field(default_factory=dict)
+
+
 def set_up(planted: Planted, settings: RoutingSettings = SETTINGS) -> Bench:
     """The organism as the study meets it; all of its pairs are reported on."""
     chat = ChatModel.wrap(planted.model, planted.tokenizer, id=planted.truth.variant)
@@ -67,6 +67,13 @@ def set_up(planted: Planted, settings: RoutingSettings = SETTINGS) -> Bench:
     table = prompt_table(prompts, rendered, ["report"] * len(prompts), said.judgements, empty)
     subject = Subject(chat, prompts, rendered, table, MARGIN, judge)
     return Bench(planted, chat, subject, pose(subject, planted.pairs, MARGIN, settings))
+
+
+def claim(bench: Bench, method: str) -> Claim:
+    """What a method claims of an organism, worked out once."""
+    if method not in bench.claims:
+        bench.claims[method] = METHODS[method](bench)
+    return bench.claims[method]
 
 
 def recommended(bench: Bench) -> Claim:
@@ -103,7 +110,7 @@ def attribution(bench: Bench) -> Claim:
     harmful = attribute(bench.chat, [pair.harmful for pair in pairs], MARGIN)
     control = attribute(bench.chat, [pair.control for pair in pairs], MARGIN)
     gap = float((harmful.total - control.total).mean())
-    return _claim(bench, (harmful.heads - control.heads) / gap)
+    return _claim((harmful.heads - control.heads) / gap)
 
 
 def ablation(bench: Bench) -> Claim:
@@ -118,7 +125,7 @@ def ablation(bench: Bench) -> Claim:
     clean = bench.chat.measure(controls, [()], {"m": MARGIN}).scores["m"][:, 0]
     gap = float((scores[:, 0] - clean).mean())
     lost = (scores[:, :1] - scores[:, 1:]).reshape(len(pairs), anatomy.n_layers, anatomy.n_heads)
-    return _claim(bench, lost / gap)
+    return _claim(lost / gap)
 
 
 def patching(bench: Bench) -> Claim:
@@ -138,7 +145,7 @@ def patching(bench: Bench) -> Claim:
         for site in sites:
             change = (theirs[site][i, 0] - found.activations[site][at]) * found.gradients[site][at]
             lost[i, site.layer] = -change.reshape(anatomy.n_heads, -1).sum(-1).cpu().numpy()
-    return _claim(bench, lost / float((values - clean).mean()))
+    return _claim(lost / float((values - clean).mean()))
 
 
 def as_published(bench: Bench) -> Claim:
@@ -164,15 +171,10 @@ METHODS: dict[str, Callable[[Bench], Claim]] = {
 }
 
 
-def _claim(bench: Bench, effects: Array) -> Claim:
+def _claim(effects: Array) -> Claim:
     """effects [pairs, layers, heads], as shares of the gap, tested as the study tests its own."""
     n, n_layers, n_heads = effects.shape
-    test = max_t_signflip(
-        effects.reshape(n, -1),
-        SETTINGS.n_flips,
-        clusters_of(bench.problem.categories),
-        seed=SETTINGS.seed,
-    )
+    test = max_t_signflip(effects.reshape(n, -1), SETTINGS.n_flips, seed=SETTINGS.seed)
     passes = (test.p_familywise < SETTINGS.alpha).reshape(n_layers, n_heads)
     score = np.abs(effects.mean(axis=0))
     return Claim(score, _above(score * passes, SETTINGS.floor), {})

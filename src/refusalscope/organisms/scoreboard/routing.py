@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,18 @@ from sklearn.metrics import average_precision_score
 from refusalscope.errors import InputError
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.scoreboard.checks import CHECKS, type_one_error
-from refusalscope.organisms.scoreboard.methods import METHODS, Bench, Claim, set_up
+from refusalscope.organisms.scoreboard.methods import (
+    METHODS,
+    SETTINGS,
+    Bench,
+    Claim,
+    claim,
+    set_up,
+)
 from refusalscope.organisms.scoreboard.suite import ROUTING, Case
 from refusalscope.progress import Progress, Silent
 from refusalscope.runs import Run, RunView, open_run
+from refusalscope.studies.routing.interchange import Head
 from refusalscope.studies.subject import spent
 
 
@@ -56,17 +65,19 @@ def score_routing(
     progress = progress or Silent()
     scores, checks = run.shards("organisms.scores"), run.shards("organisms.checks")
     for number, case in enumerate(cases):
+        options: dict[str, Any] = dict(case.options)
         track = progress.track(f"{case.name} ({number + 1} of {len(cases)})")
         for done, seed in enumerate(seeds):
             key = f"{case.name}/{seed}"
             if not (scores.done(key) & checks.done(key)):
                 bench = set_up(
                     build(
-                        variant=case.variant,
+                        "planted-routes",
+                        case.variant,
                         seed=seed,
                         noise=case.noise,
                         allow_weak=True,
-                        **case.options,
+                        **options,
                     )
                 )
                 rows = [_score(case, seed, bench, name) for name in methods]
@@ -85,7 +96,15 @@ def score_routing(
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds: one row a case and method, in the order of the suite."""
-    columns = ["precision", "recall", "auprc", "gate_rank", "claimed"]
+    columns = [
+        "precision",
+        "recall",
+        "precision_strict",
+        "recall_strict",
+        "auprc",
+        "gate_rank",
+        "claimed",
+    ]
     columns += ["forwards", "token_layers", "seconds"]
     sound = scores[scores["policy"] >= 0.95]
     grouped = sound.groupby(["case", "method"], sort=False)
@@ -94,10 +113,11 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _score(case: Case, seed: int, bench: Bench, method: str) -> dict[str, object]:
     before, started = replace(bench.chat.cost), time.perf_counter()
-    claim = METHODS[method](bench)
+    made = claim(bench, method)
     seconds = time.perf_counter() - started
     truth = bench.planted.truth
-    hits = len(claim.heads & truth.circuit)
+    # The same claims under twice the effect floor: how much hangs on where it lies.
+    strict = frozenset(head for head in made.heads if made.score[head] > 2 * SETTINGS.floor)
     return {
         "organism": case.organism,
         "case": case.name,
@@ -105,35 +125,45 @@ def _score(case: Case, seed: int, bench: Bench, method: str) -> dict[str, object
         "method": method,
         "barred": case.barred,
         "policy": truth.policy_accuracy,
-        # Nothing claimed is nothing claimed wrongly.
-        "precision": hits / len(claim.heads) if claim.heads else 1.0,
-        "recall": hits / len(truth.circuit) if truth.circuit else float("nan"),
-        "auprc": _auprc(claim, bench),
-        "gate_rank": _gate_rank(claim, bench),
-        "claimed": len(claim.heads),
+        "precision": _precision(made.heads, truth.circuit),
+        "recall": _recall(made.heads, truth.circuit),
+        "precision_strict": _precision(strict, truth.circuit),
+        "recall_strict": _recall(strict, truth.circuit),
+        "auprc": _auprc(made, bench),
+        "gate_rank": _gate_rank(made, bench),
+        "claimed": len(made.heads),
         "positives": len(truth.circuit),
         **spent(before, bench.chat.cost),
         "seconds": seconds,
     }
 
 
-def _auprc(claim: Claim, bench: Bench) -> float:
+def _precision(claimed: frozenset[Head], circuit: frozenset[Head]) -> float:
+    """Nothing claimed is nothing claimed wrongly."""
+    return len(claimed & circuit) / len(claimed) if claimed else 1.0
+
+
+def _recall(claimed: frozenset[Head], circuit: frozenset[Head]) -> float:
+    return len(claimed & circuit) / len(circuit) if circuit else float("nan")
+
+
+def _auprc(made: Claim, bench: Bench) -> float:
     circuit = bench.planted.truth.circuit
     if not circuit:
         return float("nan")
-    planted = np.zeros(claim.score.shape, dtype=bool)
+    planted = np.zeros(made.score.shape, dtype=bool)
     for head in circuit:
         planted[head] = True
-    return float(average_precision_score(planted.ravel(), claim.score.ravel()))
+    return float(average_precision_score(planted.ravel(), made.score.ravel()))
 
 
-def _gate_rank(claim: Claim, bench: Bench) -> float:
+def _gate_rank(made: Claim, bench: Bench) -> float:
     """Rank of the first gate, 1 the best; heads with an equal score stand before it."""
     gates = bench.planted.truth.with_role("gate")
     if not gates:
         return float("nan")
-    best = max(claim.score[gate] for gate in gates)
-    return float((claim.score >= best).sum())
+    best = max(made.score[gate] for gate in gates)
+    return float((made.score >= best).sum())
 
 
 def _checks(case: Case, seed: int, found: dict[str, float]) -> pd.DataFrame:

@@ -153,7 +153,8 @@ def collapse_table(collapse: pd.DataFrame) -> Table:
             for row in records(_largest(collapse, "change"))
         ],
         _left(collapse, "routing.collapse")
-        + "Necessities in nats. Means are signed: averages of absolute values hide heads that change direction.",
+        + "Necessities in nats. Means are signed: averages of absolute values hide heads that "
+        "change direction.",
     )
 
 

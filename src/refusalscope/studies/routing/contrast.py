@@ -54,7 +54,7 @@ def contrast_table(
     if "benign_cipher" in direct:
         change = ((plain - benign) - (cipher - direct["benign_cipher"])).reshape(n, -1)
         kappa4 = intervals(change, categories, seed)
-        p = max_t_signflip(change, n_flips, clusters_of(categories), seed=seed).p_familywise
+        p = max_t_signflip(change, n_flips, seed=seed).p_familywise
     kept = (kappa3 > min_kappa) & (np.abs(mean_plain) >= min_plain)
     return pd.DataFrame(
         {

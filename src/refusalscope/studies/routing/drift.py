@@ -100,7 +100,7 @@ def drift(
             "change": [interval.value for interval in intervals],
             "low": [interval.low for interval in intervals],
             "high": [interval.high for interval in intervals],
-            "p_familywise": max_t_signflip(change, n_flips, clusters, seed=seed).p_familywise,
+            "p_familywise": max_t_signflip(change, n_flips, seed=seed).p_familywise,
         }
     )
     moved["moved"] = (moved["change"].abs() > floor) & (moved["p_familywise"] < alpha)

@@ -137,7 +137,7 @@ def drive_table(
     share = found.direct[:, layers].reshape(n, -1) / gap
     heard = found.heard[:, layers].reshape(n, -1)
     clusters = clusters_of(categories)
-    test = max_t_signflip(heard, n_flips, clusters, seed=seed)
+    test = max_t_signflip(heard, n_flips, seed=seed)
     direct = [mean_interval(column, clusters, seed=seed) for column in share.T]
     listened = [mean_interval(column, clusters, seed=seed) for column in heard.T]
     return pd.DataFrame(

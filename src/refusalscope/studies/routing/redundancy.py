@@ -168,7 +168,7 @@ def conditional(
         return frame.assign(necessity=0.0, low=0.0, high=0.0, p=1.0, passes=False)
     share = np.concatenate(parts, axis=1) / gap
     clusters = clusters_of(categories)
-    test = max_t_signflip(share, n_flips, clusters, seed=seed)
+    test = max_t_signflip(share, n_flips, seed=seed)
     intervals = [mean_interval(column, clusters, seed=seed) for column in share.T]
     return frame.assign(
         necessity=share.mean(axis=0),

@@ -37,10 +37,11 @@ def significance(
 
     Columns: unit (its place in `found.units`), layer and head (of its first head), size, and for necessity and
     sufficiency the mean over pairs and donors with _low and _high (95 %, BCa bootstrap, whole categories
-    resampled where there are MIN_CLUSTERS or more); p_familywise (necessity), p_sufficiency, p_both (the
-    larger: both hold), p_equivalent (two one-sided tests that necessity lies within the floor),
-    donor_sd; passes: |necessity| above the floor and p_familywise below alpha. Raises InputError for fewer
-    than MIN_PAIRS pairs, or no gap.
+    resampled where there are MIN_CLUSTERS or more); p_familywise (of necessity, signs of single pairs flipped),
+    p_categories (signs of whole categories flipped: would it hold on others?), p_sufficiency, p_both (the
+    larger of the two), p_equivalent (two one-sided tests that necessity lies within the floor), donor_sd;
+    passes: |necessity| above the floor and p_familywise below alpha. Raises InputError for fewer than
+    MIN_PAIRS pairs, or no gap.
     """
     gap = found.gap(metric)
     n = len(found.harmful[metric])
@@ -71,8 +72,12 @@ def significance(
         columns[name] = by_pair.mean(axis=0)
         columns[f"{name}_low"] = [interval.low for interval in intervals]
         columns[f"{name}_high"] = [interval.high for interval in intervals]
-        tests[name] = max_t_signflip(by_pair, n_flips, clusters, seed=seed)
+        tests[name] = max_t_signflip(by_pair, n_flips, seed=seed)
     columns["p_familywise"] = tests["necessity"].p_familywise
+    columns["p_categories"] = np.nan
+    if clusters is not None:
+        by_pair = tables["necessity"].mean(axis=1)
+        columns["p_categories"] = max_t_signflip(by_pair, n_flips, clusters, seed=seed).p_familywise
     columns["p_sufficiency"] = tests["sufficiency"].p_familywise
     columns["p_both"] = np.maximum(
         tests["necessity"].p_familywise, tests["sufficiency"].p_familywise
