@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from refusalscope.front import (
 from refusalscope.judge import Judge
 from refusalscope.model import ChatModel
 from refusalscope.progress import Progress
-from refusalscope.prompts import PairSet, PromptSet, read_pairs
+from refusalscope.prompts import PairSet, Prompt, PromptSet, read_pairs
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied
 from refusalscope.studies.routing import RoutingSettings, preset, run_drift, run_routing
+from refusalscope.studies.routing.compare import require_alike
 from refusalscope.studies.routing.significance import MIN_PAIRS
 from refusalscope.studies.subject import prepare
 
@@ -72,6 +74,9 @@ def route_model(
         "select": PromptSet(()),
         **{n: s.prompts() if isinstance(s, PairSet) else s for n, s in splits.items()},
     }
+    _check(chat, reported, [prompt for side in prompts.values() for prompt in side])
+    if other is not None:
+        require_alike(chat, other.chat, list(reported.prompts()))
     run = Run.create(
         out,
         command="routing",
@@ -108,6 +113,18 @@ def route_model(
         run.finish()
     write_report(out)
     return open_run(out)
+
+
+def _check(chat: ChatModel, pairs: PairSet, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError, before a run is begun, for a prompt that is too long or a pair of equal members."""
+    chat.render(prompts)
+    for pair in pairs:
+        harmful, control = chat.render(pair.prompts())
+        if harmful.ids == control.ids:
+            raise InputError(
+                f"the members of pair {pair.id!r} are the same tokens to {chat.id}, so a swap changes "
+                f"nothing; take the pair out"
+            )
 
 
 def _pairs(model: str | ChatModel, pairs: PathLike | PairSet | None) -> PairSet:

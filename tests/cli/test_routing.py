@@ -49,9 +49,7 @@ def fails(capsys, argv: list[str], *words: str) -> str:
     assert run(argv) == 1
     message = capsys.readouterr().err
     assert "Traceback" not in message
-    # The tokenizer has a word of its own for a text that is too long.
-    *before, sentence = message.splitlines()
-    assert not any(line.startswith("error:") for line in before)
+    (sentence,) = message.splitlines()
     assert sentence.startswith("error: ")
     for word in words:
         assert word in sentence, sentence
@@ -146,7 +144,8 @@ def test_help_shows_an_example_of_this_command(capsys):
 def test_the_published_procedure_runs_end_to_end(tmp_path):
     out = tmp_path / "r"
     argv = ["routing", "builtin:planted-routes", "--preset", "frank2026", "--n-flips", "200"]
-    assert run([*argv, "--max-new-tokens", "2", "--quiet", "--out", str(out)]) == 0
+    argv += ["--candidates", "6", "--interchanged", "4", "--max-new-tokens", "2", "--quiet"]
+    assert run([*argv, "--out", str(out)]) == 0
     view = open_run(out)
     assert view.info["settings"]["procedure"] == "published"
     assert view.info["settings"]["positions"] == "compat_left"
@@ -159,11 +158,11 @@ def test_against_another_checkpoint_says_which_heads_moved(tmp_path, rows):
     argv += ["--against", "builtin:planted-routes:relocated", *QUICK, "--out", str(out)]
     assert run(argv) == 0
     view = open_run(out)
-    truth = build("planted-routes", "relocated").truth
-    moved = view.table("routing.drift").query("moved")
-    assert set(zip(moved["layer"], moved["head"], strict=True)) == (
-        {(3, 1), *truth.with_role("gate")} if truth.with_role("gate") != ((3, 1),) else set()
-    )
+    heads = view.table("routing.moved")
+    moved = heads[heads["moved"]]
+    (gate,) = build("planted-routes", "relocated").truth.with_role("gate")
+    assert set(zip(moved["layer"], moved["head"], strict=True)) == {(3, 1), gate}
+    assert view.table("routing.drift")["p"].item() < 0.05
     assert view.info["against"]["id"] == "builtin:planted-routes:relocated"
 
 
@@ -189,18 +188,16 @@ def test_pairs_that_cannot_be_used(capsys, tmp_path, rows):
         pairs = written(tmp_path / "p.jsonl", changed)
         argv = ["routing", "builtin:planted-routes", "--pairs", pairs, *QUICK, "--out", str(out)]
         fails(capsys, argv, *words)
-        assert not (out / "report.html").exists()
+        assert not out.exists()
 
     refused(rows[:10], "10 pairs leave 7", "give 12 pairs or more")
     refused(rows[:6], "harmful side has 6", "at least 8")
-    assert not out.exists()
     long = rows[0]["harmful"] + " w1" * 2000
     refused([{**rows[0], "harmful": long}, *rows[1:]], rows[0]["id"], "nothing is truncated")
-    out = tmp_path / "same"
     # Words that the model does not know are one token, so the two members are one prompt to it.
     words = [{"harmful": f"what is thing{i}", "harmless": f"what is stuff{i}"} for i in range(24)]
     alike = [{**row, **word} for row, word in zip(rows, words, strict=True)]
-    refused([*alike[:12], *rows[12:]], "are the same prompt", "take the pair out")
+    refused([*alike[:12], *rows[12:]], "are the same tokens", "take the pair out")
     missing = str(tmp_path / "none.jsonl")
     fails(capsys, ["routing", "builtin:planted-routes", "--pairs", missing], "does not exist")
 
@@ -234,6 +231,7 @@ def test_a_checkpoint_of_another_shape(capsys, tmp_path):
         "do not have the same layers and heads",
         "one architecture",
     )
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(finished, capsys, tmp_path):

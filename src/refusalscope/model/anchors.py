@@ -105,7 +105,8 @@ def render(prompt: Prompt, tokenizer: Any, max_length: int | None = None) -> Ren
     text, start, stop = _text_and_span(prompt, tokenizer)
     if prompt.thinking is not None:
         text += _thinking(text, prompt.thinking)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Too long a prompt is refused below, in our own words.
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = list(encoded["input_ids"])
     spans = [tuple(span) for span in encoded["offset_mapping"]]
     bos = tokenizer.bos_token_id

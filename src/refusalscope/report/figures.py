@@ -157,3 +157,19 @@ def shade(fig: go.Figure, x: Sequence[float], y: Sequence[float], role: str, sha
         fillcolor=LIGHT[f"{role}_fill"],
         hoverinfo="skip",
     )
+
+
+def colour_bar() -> dict[str, Any]:
+    """The bar of a heat map, above it; give its tick format besides."""
+    return {
+        "orientation": "h",
+        "thickness": 9,
+        "len": 1.0,
+        "x": 0.5,
+        "y": 1.0,
+        "yanchor": "bottom",
+        "ypad": 6,
+        "outlinewidth": 0,
+        "tickfont": {"size": 11, "color": LIGHT["muted"]},
+        "nticks": 5,
+    }

@@ -14,14 +14,22 @@ import pytest
 
 from model import tiny
 from refusalscope.errors import InputError
-from refusalscope.model import KL, ChatModel, LogitDifference, RefusalMargin
+from refusalscope.model import ChatModel, LogitDifference, RefusalMargin
 from refusalscope.organisms.planted import build
 from refusalscope.prompts import PairSet
 from refusalscope.prompts.sets import Pair
-from refusalscope.prompts.wrappers import Wrapper, get_wrapper
+from refusalscope.prompts.wrappers import Wrapper
 from refusalscope.runs import Run
-from refusalscope.studies.routing import describe, find, preset, run_drift, run_routing, study, trials
-from studies.routing.test_problem import MARGIN, planted, subject_of
+from refusalscope.studies.routing import (
+    describe,
+    detection,
+    find,
+    preset,
+    run_drift,
+    run_routing,
+    trials,
+)
+from studies.routing.test_problem import planted, subject_of
 
 DETECTOR, GATE, BACKUP, TOPIC, DIRECT = (1, 2), (3, 1), (4, 2), (4, 7), (7, 0)
 AMPLIFIERS = [(5, 0), (5, 3), (6, 2)]
@@ -92,9 +100,9 @@ def done(subject, pairs, settings, wrappers=()):
 
 @cache
 def full():
-    """Every stage on the base model, beside a wrapper that its context is too short for."""
+    """Every stage on the base model."""
     subject, pairs = planted(n=10, fit=4)
-    return done(subject, pairs, preset("recommended", **FULL), (LONG,))
+    return done(subject, pairs, preset("recommended", **FULL))
 
 
 @cache
@@ -190,9 +198,12 @@ def test_the_dose_turns_refusal_round():
     refused = every.set_index(["arm", "alpha"])["refused"]
     assert (refused["attenuate", 0.0], refused["amplify", 0.0]) == (1, 0)
     assert set(full().tables["routing.thresholds"]["arm"]) == {"attenuate", "amplify"}
-    detection = full().arrays["routing.detection"]
-    assert detection["layer"].tolist() == [1]
-    assert np.linalg.norm(detection["direction"]) == pytest.approx(1, abs=1e-5)
+    subject, _ = planted(n=10, fit=4)
+    kept = full().arrays["routing.detection"]
+    want = detection(subject.chat, subject.rendered[:8:2], subject.rendered[1:8:2])
+    assert kept["layer"].tolist() == [want.layer]
+    np.testing.assert_allclose(kept["direction"], want.direction.numpy(), atol=1e-6)
+    assert kept["residual_norm"] == pytest.approx(want.residual_norm)
 
 
 def test_a_frame_of_words_changes_nothing_in_the_circuit():
@@ -204,17 +215,36 @@ def test_a_frame_of_words_changes_nothing_in_the_circuit():
 
 
 def test_a_wrapper_that_cannot_be_used_is_left_out_and_said_to_be():
-    (told,) = full().warned("wrapper long was left out")
+    """One is longer than the context; inside the other every word is unknown to this model."""
+    subject, pairs = planted(n=8)
+    settings = preset("recommended", **{**SMALL, "wrappers": ("letter_cipher",)})
+    found = done(subject, pairs, settings, (LONG,))
+    (told,) = found.warned("wrapper long was left out")
     assert "the model takes 1024" in told
     assert "\n" not in told
-
-
-def test_a_wrapper_in_which_both_members_read_alike_is_left_out_and_said_to_be():
-    """This model knows no ciphered word: inside the wrapper every one is unknown."""
-    subject, pairs = planted(n=8)
-    found = done(subject, pairs, preset("recommended", **{**SMALL, "wrappers": ("letter_cipher",)}))
     assert len(found.warned("letter_cipher was left out", "the same tokens")) == 1
-    assert "routing.cipher" not in found.tables
+    assert not {f"routing.{name}" for name in TRIED} & set(found.tables)
+
+
+# trials.run_ciphers asks every shard for the wrapper before it knows whether the model can be asked that way,
+# and Shards.collect then demands a shard that is never written: RunError at the end of the run.
+@pytest.mark.xfail(
+    strict=True, reason="run_ciphers: a wrapper left out beside a usable one ends the run"
+)
+def test_the_wrappers_that_can_be_used_are_tried_beside_one_that_cannot():
+    subject, pairs = planted("no_circuit", 8)
+    settings = preset("recommended", **{**SMALL, "wrappers": ("polite",)})
+    found = done(subject, pairs, settings, (LONG,))
+    assert len(found.warned("wrapper long was left out")) == 1
+    assert set(found.tables["routing.cipher"]["wrapper"]) == {"polite"}
+
+
+# A judged dose that is no dose is refused by dose() only, after every screen has been run.
+@pytest.mark.xfail(strict=True, reason="settings: judged_alphas are not checked against alphas")
+@pytest.mark.parametrize("alphas", [(0.0, 0.5), (0.0,)])
+def test_doses_that_cannot_be_given_are_refused_before_any_work(alphas):
+    with pytest.raises(InputError, match=r"alphas|dose"):
+        preset("recommended", alphas=alphas)
 
 
 # Roles
@@ -241,15 +271,19 @@ def test_the_planted_circuit_is_found_with_its_roles_and_nothing_else():
 # final scale (.70 on harmful prompts, .97 on controls), so that nothing is ever alike within a tenth. With
 # heads.assemble giving Evidence(control=row["harmful"] / gap - row["direct"]), which is what the control writes
 # under the harmful prompt's scale, both are named.
-@pytest.mark.xfail(strict=True, reason="heads.assemble compares static writes under two final scales")
+@pytest.mark.xfail(
+    strict=True, reason="heads.assemble compares static writes under two final scales"
+)
 def test_heads_that_write_the_same_in_both_conditions_are_static():
-    assert {head for head, role in full().roles.items() if role == "static"} == set(STATIC)
+    found = {head for head, role in full().roles.items() if role == "static"}
+    # The planted suppressor is silent here, but for 3.4 % that the noise of its weights writes throughout.
+    assert found == {*STATIC, (6, 5)}
 
 
 @cache
 def backup(redundancy=2):
     subject, pairs = planted("backup", 12, redundancy=redundancy)
-    return done(subject, pairs, preset("recommended", **{**SMALL, "window": 3}))
+    return done(subject, pairs, preset("recommended", **{**SMALL, "window": 2}))
 
 
 def test_a_gate_with_a_backup_is_found_with_its_backup():
@@ -277,18 +311,370 @@ def test_no_head_is_claimed_where_no_head_carries_anything():
     assert found.tables["routing.heads"]["conditional"].isna().all()
     for name in ("frozen", "drive", "cascade"):
         assert len(found.tables[f"routing.{name}"]) == 0
-    assert CONTRACT["routing.cascade"].split() <= list(found.tables["routing.cascade"].columns) or set(
-        CONTRACT["routing.cascade"].split()
-    ) <= set(found.tables["routing.cascade"].columns)
+    columns = found.tables["routing.cascade"].columns
+    assert set(CONTRACT["routing.cascade"].split()) <= set(columns)
     assert len(found.warned("no head circuit is claimed")) == 1
     assert len(found.warned("too few categories")) == 1
 
 
 def test_without_a_circuit_the_trials_still_give_their_tables():
     subject, pairs = planted("no_circuit", 8, fit=4)
-    settings = preset("recommended", **{**SMALL, "wrappers": ("polite",), "alphas": (0.0, 0.5)})
-    found = done(subject, pairs, settings)
+    trials_too = {"wrappers": ("polite",), "alphas": (0.0, 0.5), "judged_alphas": (0.0,)}
+    found = done(subject, pairs, preset("recommended", **{**SMALL, **trials_too}))
     assert len(found.tables["routing.cipher"]) == 4 * 64
     for name in ("collapse", "rescue"):
         assert len(found.tables[f"routing.{name}"]) == 0
     assert len(found.tables["routing.dose"])
+
+
+# Warnings
+
+
+def test_members_of_very_unequal_length_are_named():
+    found = small("long_prefix", n=8, prefix=24)
+    (told,) = found.warned("very unequal length")
+    assert told.startswith("8 of 8 pairs")
+    assert "'pair-000/harmful'" in told
+    assert found.roles[GATE] == "gate"
+    assert found.heads("necessity")[GATE] == pytest.approx(0.83, abs=0.03)
+    assert not small("no_circuit").warned("unequal")
+
+
+def test_categories_and_donors_are_warned_of_where_they_are_too_few():
+    subject, pairs = planted(n=8)
+    bare = PairSet(tuple(replace(pair, category=None) for pair in pairs))
+    found = done(subject, bare, preset("recommended", **{**SMALL, "donors": 1}))
+    assert len(found.warned("too few categories", "six or more")) == 1
+    assert len(found.warned("one donor")) == 1
+    assert not full().warned("categories")
+    assert not full().warned("donor")
+    assert found.heads("role")[GATE] == "gate"
+
+
+def test_without_a_margin_nothing_is_claimed():
+    subject, pairs = planted(n=8)
+    found = done(replace(subject, margin=None), pairs, preset("recommended", **SMALL))
+    assert found.tables == {}
+    assert len(found.warned("could not be told apart")) == 1
+
+
+# Hybrids
+
+
+ROOMS = (
+    "kitchen",
+    "garden",
+    "cellar",
+    "attic",
+    "hall",
+    "office",
+    "garage",
+    "stable",
+    "tower",
+    "yard",
+)
+MILD = ("bake bread", "open a locked door", "write a poem", "explain the sea")
+
+
+def hybrid():
+    """A random model with layers that have no heads, and the two tokens that tell its pairs apart best."""
+    chat = ChatModel.wrap(tiny.model("qwen3_next"), tiny.tokenizer(), id="hybrid")
+    items = [
+        Pair(
+            f"p{i}",
+            f"Tell me how to {MILD[i % 4]} in the {room}, please!",
+            f"Tell me why to {MILD[(i + 1) % 4]} in the {room}, please.",
+            f"c{i % 6}",
+        )
+        for i, room in enumerate((*ROOMS, "cave", "barn"))
+    ]
+    pairs = PairSet(tuple(items))
+    rendered = chat.render(pairs.prompts())
+    tokens = range(10, 300)
+    metrics = {str(token): LogitDifference(token, 7) for token in tokens}
+    scores = chat.measure(rendered, [()], metrics).scores
+    change = [(scores[str(t)][::2, 0] - scores[str(t)][1::2, 0]).mean() for t in tokens]
+    margin = RefusalMargin((tokens[int(np.argmax(change))],), (tokens[int(np.argmin(change))],))
+    return subject_of(chat, pairs, margin, fit=4, judge="text"), pairs[4:]
+
+
+def test_a_model_with_layers_without_heads_is_studied_whole():
+    subject, pairs = hybrid()
+    found = done(subject, pairs, preset("recommended", **FULL))
+    table = found.tables["routing.heads"]
+    assert len(table) == 2 + 2 * 4
+    assert set(table.loc[table["head"] == -1, "layer"]) == {0, 2}
+    assert table["necessity"].notna().all()
+    assert table["dla"].notna().all()
+    note = found.tables["routing.coverage"]["note"].iloc[0]
+    assert note == "8 heads of 2 layers; one unit each: L0, L2"
+    assert set(FOUND) <= {key.removeprefix("routing.") for key in found.tables}
+    assert set(found.tables["routing.cipher"]["layer"]) == {1, 3}
+    assert len(found.tables["routing.dose"])
+
+
+# Resume
+
+
+class Stopped(Exception):
+    """What stands in for a killed process."""
+
+
+RESUMED = {
+    **{**FULL, "wrappers": ("polite", "hypothetical"), "max_new_tokens": 1},
+    **{"donors": 2, "window": 1, "positions": "last", "all_position_layers": 0},
+}
+# What is stopped inside, and at which of its calls.
+STAGES = [
+    *((find, name, 1) for name in ("screen_all", "stability", "windows", "conditional")),
+    *((find, "attribute", 2), (find, "measure_frozen", 1), (find, "drive", 2)),
+    *((describe, "groups", 1), (describe, "cascade", 2), (describe, "with_replies", 1)),
+    *((trials, "dose", 2), (trials, "measure_arms", 2), (trials, "rescue", 1)),
+]
+
+
+class Ended(NamedTuple):
+    """The files of a run by name, as bytes, and what it says."""
+
+    files: dict[str, bytes]
+    warnings: list[str]
+    cost: dict[str, int]
+
+
+def files(path):
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for kind in ("tables", "arrays")
+        for file in sorted((path / kind).iterdir())
+    }
+
+
+def go_on(folder):
+    """One process: it begins or resumes the run, and ends it unless something stops it."""
+    subject, pairs = planted(n=8, fit=4)
+    settings = preset("recommended", **RESUMED)
+    run = start(folder, settings, resume=True)
+    run_routing(run, subject, pairs, settings)
+    run.finish()
+    cost = {name: run.info["cost"][name] for name in ("forwards", "tokens", "token_layers")}
+    return Ended(files(run.path), run.info["warnings"], cost)
+
+
+@cache
+def uninterrupted():
+    with tempfile.TemporaryDirectory() as folder:
+        return go_on(Path(folder) / "run")
+
+
+@cache
+def stopped_inside():
+    with tempfile.TemporaryDirectory() as folder:
+        for module, name, number in STAGES:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, name, stopping(getattr(module, name), number))
+                with pytest.raises(Stopped):
+                    go_on(Path(folder) / "run")
+        return go_on(Path(folder) / "run")
+
+
+def stopping(real, number):
+    calls = []
+
+    def stop(*args, **options):
+        calls.append(1)
+        if len(calls) == number:
+            raise Stopped
+        return real(*args, **options)
+
+    return stop
+
+
+def require_same(found):
+    want = uninterrupted()
+    assert list(found.files) == list(want.files)
+    assert [name for name in want.files if found.files[name] != want.files[name]] == []
+    assert found.warnings == want.warnings
+
+
+def test_a_run_that_was_stopped_inside_every_stage_ends_as_one_that_was_not():
+    require_same(stopped_inside())
+
+
+@cache
+def stopped_after_every_file():
+    want, stops = uninterrupted(), []
+
+    def stop_once(real):
+        def write(self, name, *args):
+            known = name in (*self.tables(), *self.arrays())
+            real(self, name, *args)
+            if not known:
+                stops.append(name)
+                raise Stopped
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for method in ("write_table", "write_array"):
+            patch.setattr(Run, method, stop_once(getattr(Run, method)))
+        for _ in want.files:
+            with pytest.raises(Stopped):
+                go_on(Path(folder) / "run")
+        assert len(set(stops)) == len(stops) == len(want.files)
+        return go_on(Path(folder) / "run")
+
+
+def test_a_run_that_was_stopped_after_every_file_ends_as_one_that_was_not():
+    require_same(stopped_after_every_file())
+
+
+# run_ciphers counts a wrapper's work to the next table, not to its shards: what was spent is lost with a
+# process that stops before that table, and with one that stops after it, which writes it again for nothing.
+# Mended, Shards.write is given the cost (subject.spent) and spending() goes.
+@pytest.mark.xfail(
+    strict=True, reason="run_ciphers: the cost of a finished wrapper is lost on resume"
+)
+@pytest.mark.parametrize("stopped", [stopped_inside, stopped_after_every_file])
+def test_a_run_that_was_stopped_counts_all_that_it_kept(stopped):
+    assert stopped().cost == uninterrupted().cost
+
+
+def test_a_finished_study_is_not_run_again(tmp_path):
+    subject, pairs = planted("no_circuit", 8)
+    settings = preset("recommended", **SMALL)
+    run = start(tmp_path / "run", settings)
+    run_routing(run, subject, pairs, settings)
+    before, spent = files(run.path), subject.chat.cost.token_layers
+    run_routing(run, subject, pairs, settings)
+    assert files(run.path) == before
+    assert subject.chat.cost.token_layers == spent
+
+
+# The published procedure
+
+
+def test_the_published_preset_writes_its_tables_and_says_what_it_is():
+    subject, pairs = planted(n=8)
+    settings = preset("frank2026", candidates=6, interchanged=3)
+    found = done(subject, pairs, settings)
+    assert set(found.tables) == {
+        f"routing.{name}"
+        for name in ("candidates", "ablation", "cascade", "gap", "coverage", "heads")
+    }
+    heads = found.tables["routing.heads"]
+    assert len(heads) == 3
+    assert set(CONTRACT["routing.heads"].split()) <= set(heads.columns)
+    assert set(heads["map"]) == {"compat_left"}
+    assert not heads["passes"].any()
+    assert heads["p_familywise"].isna().all()
+    assert set(heads["role"]) == {""}
+    cascade = found.tables["routing.cascade"]
+    assert set(CONTRACT["routing.cascade"].split()) <= set(cascade.columns)
+    top = heads.iloc[heads["necessity"].argmax()]
+    # Shares of the gap, not percent; left alignment does no harm where both members are of one length.
+    assert 0.2 < top["necessity"] < 1.2
+    assert heads["sufficiency"].abs().max() < 2
+    assert set(cascade["gate"]) == {f"L{top['layer']}.H{top['head']}"}
+    assert cascade["change"].abs().max() < 5
+    gap = found.tables["routing.gap"].iloc[0]
+    assert (gap["metric"], gap["n"]) == ("nll", 8)
+    assert gap["gap"] > 1
+    coverage = found.tables["routing.coverage"].iloc[0]
+    assert (coverage["heads"], coverage["of"]) == (3, 64)
+    (told,) = found.warned("as published")
+    assert "--preset recommended" in told
+    assert found.cost["forwards"] > 8 * 3 * 4
+
+
+def test_the_published_preset_needs_replies_to_score(monkeypatch):
+    subject, pairs = planted(n=8)
+    monkeypatch.setattr(ChatModel, "generate", lambda self, prompts, **options: [[]] * len(prompts))
+    found = done(subject, pairs, preset("frank2026", candidates=6, interchanged=3))
+    assert found.tables == {}
+    assert len(found.warned("reply is empty")) == 1
+
+
+# Drift
+
+
+def drifted(subject, other, pairs, settings):
+    with tempfile.TemporaryDirectory() as folder:
+        run = start(Path(folder) / "run", settings)
+        run_drift(run, subject, other, pairs, settings)
+        run.finish()
+        return read(run)
+
+
+def test_drift_says_which_heads_moved():
+    subject, pairs = planted()
+    other = build("planted-routes", "relocated")
+    moved_to = ChatModel.wrap(other.model, other.tokenizer, id="relocated")
+    found = drifted(subject, moved_to, pairs, preset("recommended", **PLAIN))
+    table = found.tables["routing.moved"].set_index(["layer", "head"])
+    assert set(table.index[table["moved"]]) >= {GATE, (2, 4)}
+    by_size = table["change"].abs().nlargest(2)
+    assert set(by_size.index) == {GATE, (2, 4)}
+    assert table.loc[GATE, "change"] < -0.7
+    assert table.loc[(2, 4), "change"] > 0.7
+    assert not table.loc[DETECTOR, "moved"]
+    (row,) = found.tables["routing.drift"].to_dict("records")
+    assert (row["first"], row["second"], row["n"]) == ("base", "relocated", 12)
+    assert row["rbo"] < 1
+    assert found.cost["token_layers"] > 0
+
+
+def test_nothing_moves_between_a_checkpoint_and_itself():
+    subject, pairs = planted()
+    found = drifted(subject, subject.chat, pairs, preset("recommended", **PLAIN))
+    assert not found.tables["routing.moved"]["moved"].any()
+    assert found.tables["routing.drift"]["rbo"].iloc[0] == pytest.approx(1)
+
+
+def test_a_model_of_another_shape_is_refused():
+    subject, pairs = planted()
+    other = ChatModel.wrap(tiny.model("llama"), tiny.tokenizer(), id="other")
+    with pytest.raises(
+        InputError, match="base and other do not have the same layers and heads"
+    ) as told:
+        drifted(subject, other, pairs, preset("recommended", **PLAIN))
+    assert "\n" not in str(told.value)
+
+
+def with_other_template():
+    organism = build("planted-routes", "base")
+    organism.tokenizer.chat_template = organism.tokenizer.chat_template + "w1"
+    return ChatModel.wrap(organism.model, organism.tokenizer, id="other")
+
+
+def test_a_model_with_another_template_is_refused():
+    subject, pairs = planted()
+    with pytest.raises(
+        InputError, match="other reads the prompts as other tokens than base"
+    ) as told:
+        drifted(subject, with_other_template(), pairs, preset("recommended", **PLAIN))
+    assert "\n" not in str(told.value)
+
+
+def test_a_model_with_another_template_is_refused_before_any_work():
+    subject, pairs = planted()
+    spent = subject.chat.cost.token_layers
+    with pytest.raises(InputError, match="other tokens"):
+        drifted(subject, with_other_template(), pairs, preset("recommended", **PLAIN))
+    assert subject.chat.cost.token_layers == spent
+
+
+# The settings' `content` widens the main screen and the frozen swaps, but windows, conditional, drive, groups
+# and measure_arms take the map without it, so that shares of the main screen and of its windows do not match.
+@pytest.mark.xfail(strict=True, reason="find._windows and others do not pass settings.content on")
+def test_windows_are_swapped_at_the_places_of_the_main_screen(monkeypatch):
+    subject, pairs = planted(n=8)
+    places = []
+
+    def look(*args, **options):
+        places.append(options.get("content", 0))
+        raise Stopped
+
+    monkeypatch.setattr(find, "windows", look)
+    with pytest.raises(Stopped):
+        done(subject, pairs, preset("recommended", **{**SMALL, "content": 2}))
+    assert places == [2]

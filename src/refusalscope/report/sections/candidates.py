@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refusalscope.report.content import Figure, Key, Panel
-from refusalscope.report.figures import AMOUNT, DIVERGING, figure, safe
+from refusalscope.report.figures import AMOUNT, DIVERGING, colour_bar, figure, safe
 from refusalscope.report.numbers import decimal, finite, percent, whole
 from refusalscope.report.palette import LIGHT
 from refusalscope.report.sections.candidate_table import flagged, state
@@ -145,18 +145,7 @@ def _panel(candidates: pd.DataFrame, score: Score, where: str) -> Panel:
 def _scale(grid: np.ndarray, score: Score) -> tuple[np.ndarray, dict]:
     """What is shown of the values, and its colour scale."""
     values = grid[np.isfinite(grid)]
-    bar = {
-        "orientation": "h",
-        "thickness": 9,
-        "len": 1.0,
-        "x": 0.5,
-        "y": 1.0,
-        "yanchor": "bottom",
-        "ypad": 6,
-        "outlinewidth": 0,
-        "tickfont": {"size": 11, "color": LIGHT["muted"]},
-        "nticks": 5,
-    }
+    bar = colour_bar()
     if score.signed:
         reach = float(np.abs(values).max()) if len(values) else 1.0
         options = {"colorscale": DIVERGING, "zmin": -reach, "zmax": reach, "colorbar": bar}

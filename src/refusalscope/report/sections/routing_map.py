@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusalscope.report.content import Figure, Key, Panel
-from refusalscope.report.figures import DIVERGING, figure, safe
+from refusalscope.report.figures import DIVERGING, colour_bar, figure, safe
 from refusalscope.report.numbers import (
     NBSP,
     decimal,
@@ -109,7 +109,7 @@ def _panel(
         colorscale=DIVERGING,
         zmin=-top,
         zmax=top,
-        colorbar=_bar(top),
+        colorbar=colour_bar() | {"tickformat": ".0%" if top > 0.04 else ".1%"},
     )
     mine = found(heads)
     if mine is not None and few:
@@ -175,22 +175,6 @@ def _discs(
             hovertemplate="%{text}<extra></extra>",
             cliponaxis=False,
         )
-
-
-def _bar(top: float) -> dict:
-    return {
-        "orientation": "h",
-        "thickness": 9,
-        "len": 1.0,
-        "x": 0.5,
-        "y": 1.0,
-        "yanchor": "bottom",
-        "ypad": 6,
-        "outlinewidth": 0,
-        "tickfont": {"size": 11, "color": LIGHT["muted"]},
-        "nticks": 5,
-        "tickformat": ".0%" if top > 0.04 else ".1%",
-    }
 
 
 def _hover(row: Row) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refusalscope.errors import InputError
+from refusalscope.studies.presets import from_preset
 
 PresetName = Literal["recommended", "arditi2024", "zhao2025"]
 
@@ -103,12 +103,4 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str, **changes: Any) -> DirectionsSettings:
     """Settings of a preset, with single fields changed. Raises InputError for an unknown name or field."""
-    if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    unknown = set(changes) - set(DirectionsSettings.model_fields)
-    if unknown:
-        raise InputError(f"the directions study has no setting {sorted(unknown)[0]!r}")
-    try:
-        return DirectionsSettings(preset=name, **{**PRESETS[name], **changes})
-    except ValueError as error:
-        raise InputError(f"a setting of the directions study is wrong: {error}") from error
+    return from_preset(DirectionsSettings, PRESETS, "directions", name, changes)

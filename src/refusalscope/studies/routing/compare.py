@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from refusalscope.errors import InputError
 from refusalscope.model import ChatModel
 from refusalscope.progress import Progress, Silent
-from refusalscope.prompts import PairSet
+from refusalscope.prompts import PairSet, Prompt
 from refusalscope.runs import Run
 from refusalscope.studies.routing.drift import drift
 from refusalscope.studies.routing.interchange import screen, units_of
@@ -24,28 +26,15 @@ def run_drift(
 ) -> None:
     """Screen both checkpoints on the same pairs, with one donor and the same margin, and compare.
 
-    Raises InputError where their layers or heads differ in number: heads have no counterparts then.
+    Raises InputError where they cannot be compared; see `require_alike`.
     """
     if subject.margin is None or run.has_table("routing.drift"):
         return
     progress = progress or Silent()
-    chats = (subject.chat, other)
-    units = [units_of(chat.anatomy) for chat in chats]
-    if units[0] != units[1]:
-        raise InputError(
-            f"{subject.chat.id} and {other.id} do not have the same layers and heads, so their heads "
-            f"cannot be compared; compare checkpoints of one architecture and size"
-        )
+    require_alike(subject.chat, other, list(prompts.prompts()))
     problem = pose(subject, prompts, subject.margin, settings)
     found = []
-    for chat in chats:
-        members = [prompt for pair in prompts for prompt in pair.prompts()]
-        rendered = chat.render(members)
-        if [r.ids for r in rendered[::2]] != [pair.harmful.ids for pair in problem.pairs]:
-            raise InputError(
-                f"{other.id} reads the prompts as other tokens than {subject.chat.id}; compare "
-                f"checkpoints with one tokenizer and chat template"
-            )
+    for chat in (subject.chat, other):
         with spending(run, chat):
             found.append(
                 screen(
@@ -69,3 +58,18 @@ def run_drift(
     )
     run.write_table("routing.moved", moved)
     run.write_table("routing.drift", summary.assign(first=subject.chat.id, second=other.id))
+
+
+def require_alike(first: ChatModel, second: ChatModel, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError where checkpoints differ in layers or heads, or in how they read the prompts."""
+    if units_of(first.anatomy) != units_of(second.anatomy):
+        raise InputError(
+            f"{first.id} and {second.id} do not have the same layers and heads, so their heads cannot be "
+            f"compared; compare checkpoints of one architecture and size"
+        )
+    texts = [[rendered.ids for rendered in chat.render(prompts)] for chat in (first, second)]
+    if texts[0] != texts[1]:
+        raise InputError(
+            f"{second.id} reads the prompts as other tokens than {first.id}; compare checkpoints with one "
+            f"tokenizer and chat template"
+        )

@@ -33,6 +33,9 @@ from refusalscope.studies.subject import spending
 SCREENS = "routing.screens"
 # Found heads whose drive is measured at most, strongest first.
 MAX_DRIVERS = 16
+# Where the stream is nearly empty, as before the first layer's writes, a frozen norm multiplies a swap without
+# end; a necessity of so many gaps says nothing of the head and is left out.
+FROZEN_SENSE = 10.0
 DRIVE_COLUMNS = (
     *("gate", "gate_layer", "gate_head", "layer", "head", "drive", "low", "high"),
     *("heard", "heard_low", "heard_high", "p", "driven"),
@@ -247,6 +250,7 @@ def _frozen(
         rows += [
             {"layer": layer, "head": head, "frozen": float(value)}
             for (layer, head), value in zip(members, lost, strict=True)
+            if abs(value) < FROZEN_SENSE
         ]
     return pd.DataFrame(rows, columns=["layer", "head", "frozen"])
 

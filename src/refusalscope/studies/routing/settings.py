@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from refusalscope.errors import InputError
 from refusalscope.prompts.wrappers import get_wrapper
+from refusalscope.studies.presets import from_preset
 from refusalscope.studies.routing.maps import require_map
 
 PresetName = Literal["recommended", "frank2026"]
@@ -142,12 +142,4 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str, **changes: Any) -> RoutingSettings:
     """Settings of a preset, with single fields changed. Raises InputError for an unknown name or field."""
-    if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    unknown = set(changes) - set(RoutingSettings.model_fields)
-    if unknown:
-        raise InputError(f"the routing study has no setting {sorted(unknown)[0]!r}")
-    try:
-        return RoutingSettings(preset=name, **{**PRESETS[name], **changes})
-    except ValueError as error:
-        raise InputError(f"a setting of the routing study is wrong: {error}") from error
+    return from_preset(RoutingSettings, PRESETS, "routing", name, changes)
