@@ -7,8 +7,10 @@ donor prompt. Only rows of equal length run together, so that nothing is ever pa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -274,3 +276,167 @@ def _layers(model) -> int:
 
 def _width(model) -> int:
     return model.model.layers[0].self_attn.o_proj.in_features
+
+
+# Latents of a dictionary, one for the output of every block.
+
+U = 7
+Dictionary = Mapping[str, torch.Tensor]
+
+
+class Ablated(NamedTuple):
+    """`margin` and `axis` (U at the last position after the last block): [rows]. `acts`, per row:
+    every latent where a block's output was read, before its edit, [layers, positions, latents]."""
+
+    margin: np.ndarray
+    axis: np.ndarray
+    acts: list[torch.Tensor]
+
+
+def latents_of(dictionary: Dictionary, x: torch.Tensor) -> torch.Tensor:
+    """JumpReLU latents of a stream: [..., d_model] to [..., latents]."""
+    pre = x @ dictionary["W_enc"] + dictionary["b_enc"]
+    return pre * (pre > dictionary["threshold"]) * (pre > 0)
+
+
+def ablate(model, dictionary: Dictionary, rows, latents=(), mode="live", layers=None) -> Ablated:
+    """Zeroes latents at all positions of the output of `layers` (all), under one of the four modes
+    of sae_features.md, 1.1. The error term is kept: x + sum (0 - f_i(x)) d_i over the latents."""
+    layers = range(_layers(model)) if layers is None else layers
+    clean = None if mode == "live" else ablate(model, dictionary, rows).acts
+    found = Ablated(np.zeros(len(rows)), np.zeros(len(rows)), [torch.empty(0)] * len(rows))
+    same_length = defaultdict(list)
+    for i, ids in enumerate(rows):
+        same_length[len(ids)].append(i)
+    for chosen in same_length.values():
+        acts, streams = [], []
+        with ExitStack() as stack, torch.no_grad():
+            for layer, block in enumerate(model.model.layers):
+
+                def edit(module, args, x, layer=layer, chosen=chosen, acts=acts, streams=streams):
+                    values = latents_of(dictionary, x)
+                    acts.append(values)
+                    named = torch.zeros(values.shape, dtype=torch.bool)
+                    named[..., list(latents)] = True
+                    if mode != "live":
+                        before = torch.stack([clean[i][layer] for i in chosen])
+                    if mode == "clean_mask":
+                        named = named & (before > 0)
+                    if mode == "no_wake":
+                        named = named | (before == 0)
+                    if mode == "frozen_value":
+                        values = before
+                    if layer in layers:
+                        x = x - (values * named) @ dictionary["W_dec"]
+                    streams.append(x)
+                    return x
+
+                stack.callback(block.register_forward_hook(edit).remove)
+            output = model(torch.tensor([rows[i] for i in chosen]))
+        found.margin[chosen] = _margin(output.logits).numpy()
+        found.axis[chosen] = streams[-1][:, -1, U].numpy()
+        for row, i in enumerate(chosen):
+            found.acts[i] = torch.stack([values[row] for values in acts])
+    return found
+
+
+def woken(model, dictionary, rows, latents) -> dict[int, int]:
+    """On how many rows each latent outside `latents` is silent without the edit and active with it."""
+    before, after = (ablate(model, dictionary, rows, named).acts for named in ((), latents))
+    counts: dict[int, int] = defaultdict(int)
+    for clean, edited in zip(before, after, strict=True):
+        for latent in set(range(clean.shape[-1])) - set(latents):
+            if not (clean[..., latent] > 0).any() and (edited[..., latent] > 0).any():
+                counts[latent] += 1
+    return dict(counts)
+
+
+def flipping_sets(model, dictionary, rows, latents) -> tuple[list[set[int]], list[set[int]]]:
+    """Over all subsets of `latents`, zeroed live: the minimal ones that turn every row to comply, and
+    those that turn some rows only."""
+    minimal, undecided = [], []
+    for size in range(len(latents) + 1):
+        for subset in map(set, combinations(latents, size)):
+            flipped = (ablate(model, dictionary, rows, subset).margin < 0).mean()
+            if 0 < flipped < 1:
+                undecided.append(subset)
+            if flipped == 1 and not any(known <= subset for known in minimal):
+                minimal.append(subset)
+    return minimal, undecided
+
+
+def interaction(model, dictionary, rows, first, second) -> float:
+    """m00 - m10 - m01 + m11 of the mean margin, each factor a set of latents zeroed live."""
+    sets = ((), first, second, (*first, *second))
+    m00, m10, m01, m11 = (ablate(model, dictionary, rows, named).margin.mean() for named in sets)
+    return float(m00 - m10 - m01 + m11)
+
+
+def conditional_attribution(model, dictionary, rows, latents) -> torch.Tensor:
+    """After a live ablation of `latents`, d margin / d stream along every decoder row times the
+    latent, summed over positions, mean over rows: [layers, latents]."""
+    total = 0.0
+    for ids in rows:
+        streams = []
+        with ExitStack() as stack:
+            for block in model.model.layers:
+
+                def edit(module, args, x, streams=streams):
+                    with torch.no_grad():
+                        values = latents_of(dictionary, x)[..., list(latents)]
+                    x = x - values @ dictionary["W_dec"][list(latents)]
+                    streams.append(x if x.requires_grad else x.requires_grad_())
+                    return streams[-1]
+
+                stack.callback(block.register_forward_hook(edit).remove)
+            margin = _margin(model(torch.tensor([ids])).logits).sum()
+        slopes = torch.autograd.grad(margin, streams)
+        for layer, (stream, slope) in enumerate(zip(streams, slopes, strict=True)):
+            effect = latents_of(dictionary, stream.detach()) * (slope @ dictionary["W_dec"].T)
+            each = torch.zeros(_layers(model), effect.shape[-1])
+            each[layer] = effect.sum((0, 1))
+            total = total + each / len(rows)
+    return total
+
+
+def failed_ablations(planted, pairs, expected) -> list[str]:
+    """The expected values of a truth record, of those that ablate latents, that do not hold."""
+    model, dictionary = planted.model, planted.dictionary
+    rows = {latent.name: latent.index for latent in planted.truth.latents}
+    harmful, control = (list(side) for side in zip(*pairs, strict=True))
+    clean, reply = ablate(model, dictionary, harmful), margins(model, control).mean()
+    wrong = []
+    for item in expected:
+        named = [rows[name] for name in item.latents]
+        if item.quantity == "margin_kept":
+            edited = ablate(model, dictionary, harmful, named, item.mode).margin.mean()
+            found = (edited - reply) / (clean.margin.mean() - reply)
+        elif item.quantity == "compensation":
+            live, held = (
+                ablate(model, dictionary, harmful, named, mode).axis.mean()
+                for mode in ("live", "no_wake")
+            )
+            found = (live - held) / clean.axis.mean()
+        else:
+            continue
+        if not abs(found - item.value) <= item.tolerance:
+            wrong.append(
+                f"{item.quantity} {' '.join(item.latents)} {item.mode}: {found:.4f}, expected "
+                f"{item.value} +- {item.tolerance}"
+            )
+    return wrong
+
+
+def tail_streams(model, rows, layer: int) -> np.ndarray:
+    """The output of a block at the last position: [rows, d_model]."""
+    found = []
+    for ids in rows:
+
+        def keep(module, args, x):
+            found.append(x[0, -1].double().numpy())
+
+        handle = model.model.layers[layer].register_forward_hook(keep)
+        with torch.no_grad():
+            model(torch.tensor([ids]))
+        handle.remove()
+    return np.stack(found)

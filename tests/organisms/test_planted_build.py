@@ -29,6 +29,7 @@ ORGANISMS = [
     ("sibling", {}),
     ("post_norm", {}),
 ]
+HYDRAS = ("base", "partial", "chain", "control")
 NAMES = [" ".join([variant, *map(str, options.values())]) for variant, options in ORGANISMS]
 
 
@@ -158,6 +159,7 @@ def test_no_values_are_expected_outside_the_settings_they_were_measured_at():
     assert build(noise=0.0).truth.expected
     assert build(noise=0.02).truth.expected == ()
     assert build(comply_bias=0.8).truth.expected == ()
+    assert build("planted-hydra", noise=0.02, allow_weak=True).truth.expected == ()
 
 
 def test_pairs_are_as_many_as_asked_and_carry_their_word():
@@ -166,6 +168,12 @@ def test_pairs_are_as_many_as_asked_and_carry_their_word():
     pairs = build(pairs=5).pairs
     assert len(pairs) == 5
     assert all(pair.category in pair.harmful.split() for pair in pairs)
+
+
+def test_routing_organisms_come_without_a_dictionary():
+    planted = build()
+    assert planted.dictionary is None
+    assert planted.truth.latents == ()
 
 
 def test_a_model_that_breaks_its_policy_is_refused_unless_allowed():
@@ -177,7 +185,9 @@ def test_a_model_that_breaks_its_policy_is_refused_unless_allowed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "planted-roads"}, "there is planted-routes"),
+        ({"kind": "planted-roads"}, "there is planted-routes and planted-hydra"),
+        ({"kind": "planted-hydra", "variant": "backup"}, "planted-hydra has no variant 'backup'"),
+        ({"kind": "planted-hydra", "variant": "partial", "eta": 100}, "must be 1 to 99, got 100"),
         ({"variant": "sideways"}, "choose one of base, backup"),
         ({"variant": "base", "parts": 2}, "its options are: none"),
         ({"variant": "split", "parts": 3}, "must be 1 or 2 or 4 or 8, got 3"),
@@ -196,9 +206,12 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_the_list_names_every_variant_with_its_options():
-    listed = {item.variant: item for item in list_builtin()}
-    assert set(listed) == {variant for variant, _ in ORGANISMS}
-    assert listed["split"].options["parts"].values == (1, 2, 4, 8)
+    listed = {(item.kind, item.variant): item for item in list_builtin()}
+    assert set(listed) == {
+        *(("planted-routes", variant) for variant, _ in ORGANISMS),
+        *(("planted-hydra", variant) for variant in HYDRAS),
+    }
+    assert listed["planted-routes", "split"].options["parts"].values == (1, 2, 4, 8)
     for item in list_builtin():
         defaults = {name: option.default for name, option in item.options.items()}
         assert build(item.kind, item.variant).truth.options == defaults

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusalscope.errors import InputError, RunError
-from refusalscope.organisms.planted import build, organism, read_truth, save
-from refusalscope.organisms.planted.routes import VARIANTS
+from refusalscope.organisms.planted import build, list_builtin, organism, read_truth, save
 from refusalscope.prompts.readers import read_pairs
+
+EVERY = [(item.kind, item.variant) for item in list_builtin()]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,37 @@ def test_the_truth_reads_back_as_written(saved):
     assert read_truth(folder) == planted.truth
 
 
+@pytest.fixture(scope="module")
+def saved_hydra(tmp_path_factory):
+    planted = build("planted-hydra", seed=2)
+    return planted, save(planted, tmp_path_factory.mktemp("organisms") / "hydra")
+
+
+def test_a_dictionary_is_saved_per_layer_as_written(saved_hydra):
+    planted, folder = saved_hydra
+    layers = sorted((folder / "dictionary").iterdir())
+    assert [path.name for path in layers] == [f"blocks.{i}.hook_resid_post" for i in range(8)]
+    for path in layers:
+        assert {file.name for file in path.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
+        stored = load_file(path / "sae_weights.safetensors")
+        assert set(stored) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+        for name, tensor in stored.items():
+            assert torch.equal(tensor, planted.dictionary[name])
+        config = json.loads((path / "cfg.json").read_text())
+        assert (config["architecture"], config["metadata"]["hook_name"]) == ("jumprelu", path.name)
+        assert stored["W_enc"].shape == (config["d_in"], config["d_sae"]) == (64, 75)
+        assert config["normalize_activations"] == config["reshape_activations"] == "none"
+        assert config["apply_b_dec_to_input"] is False
+
+
+def test_a_saved_hydra_reads_back_with_its_truth(saved_hydra):
+    planted, folder = saved_hydra
+    assert read_truth(folder) == planted.truth
+    original = planted.model.state_dict()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+
+
 def test_the_pairs_read_back_as_written(saved):
     planted, folder = saved
     pairs = read_pairs(folder / "pairs.jsonl")
@@ -61,9 +94,9 @@ def test_the_pairs_read_back_as_written(saved):
     ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_generation_says_the_decision_word_and_stops(variant, tmp_path):
-    planted = build("planted-routes", variant, pairs=6)
+@pytest.mark.parametrize(("kind", "variant"), EVERY)
+def test_generation_says_the_decision_word_and_stops(kind, variant, tmp_path):
+    planted = build(kind, variant, pairs=6)
     folder = save(planted, tmp_path / "saved")
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -90,10 +90,22 @@ class Edit(ABC):
     def parameters(self, n_positions: int) -> Tensor:
         """What `compute` needs: [width] or [1] for the edit, or [n_positions, width] (PER_POSITION)."""
 
+    @classmethod
+    def stack(cls, placed: Sequence[tuple[Edit, int]]) -> Any:
+        """Parameters of a round of PER_POSITION edits `(edit, number of positions)`, in order.
+
+        One row an entry by default. A class with richer parameters gives `compute` an object of its own
+        that has `.to(device)`.
+        """
+        return torch.cat([edit.parameters(n_positions) for edit, n_positions in placed])
+
     @staticmethod
     @abstractmethod
-    def compute(selected: Tensor, parameters: Tensor) -> Tensor:
-        """New values of the selected activations; both [entries, width] (parameters may be [entries, 1])."""
+    def compute(selected: Tensor, parameters: Any) -> Tensor:
+        """New values of the selected activations [entries, width]; parameters are those stacked.
+
+        As a tensor they are [entries, width], or [entries, 1].
+        """
 
 
 @dataclass(frozen=True)
@@ -228,14 +240,15 @@ class EditBatch:
     """Edits of one class at one site that can be computed together.
 
     rows, positions (and heads): [entries] indices into [rows, positions, (heads)]; parameters:
-    [entries or edits, width]; lookup: [entries] -> edit, or None where there is a row an entry.
+    [entries or edits, width], or what the class's own `stack` gives; lookup: [entries] -> edit, or None
+    where there is a row an entry.
     """
 
     kind: type[Edit]
     rows: Tensor
     positions: Tensor
     heads: Tensor | None
-    parameters: Tensor
+    parameters: Any
     lookup: Tensor | None
     n_heads: int
 
@@ -269,9 +282,7 @@ def batch_edits(
 
         lookup = None
         if kind.PER_POSITION:
-            parameters = torch.cat(
-                [edit.parameters(len(positions)) for _, edit, positions in items]
-            )
+            parameters = kind.stack([(edit, len(positions)) for _, edit, positions in items])
         else:
             unique = {id(edit): edit for _, edit, _ in items}
             number = {key: i for i, key in enumerate(unique)}

@@ -144,8 +144,8 @@ def test_maps_pair_positions_as_they_say(name):
     }
     assert position_map(patient, donor, name) == want[name]
     if name == "suffix":
-        assert position_map(patient, donor, name, content=1) == want["right"]
-        assert position_map(patient, donor, name, content=9) == want["right"]
+        assert position_map(patient, donor, f"{name}+1") == want["right"]
+        assert position_map(patient, donor, f"{name}+9") == want["right"]
 
 
 def test_bad_input_is_refused_in_one_sentence():

@@ -169,31 +169,17 @@ def test_a_head_that_works_only_with_others_held_is_a_gate_when_nothing_stands_b
     assert cast(first, drives=[FIRST, SECOND], driven_by=[BEFORE])["role"] == "gate"
 
 
-# The rule norm-only reads the single swap, which says nothing of a head that carries the refusal only with others
-# held: .004 left of .02 is noise, not a norm, whether .02 passes the floor or not.
-@pytest.mark.xfail(
-    strict=True, reason="roles._role: norm-only is asked of heads that others stand in for"
-)
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_head_hidden_by_its_backup_is_not_norm_only_for_the_noise_of_its_single_swap(alone):
     first = known(0.02, alone=alone, conditional=0.9, frozen=0.004)
     assert cast(first, drives=[FIRST, SECOND], driven_by=[BEFORE])["role"] == "gate"
 
 
-# The figures of L4.H2, the last of three gates of organism O2 (redundancy 3): its -1.2 % passes the floor of 1 %,
-# and that alone makes it "mixed". A head that does less alone than a tenth of what it does then is hidden.
-@pytest.mark.xfail(
-    strict=True, reason="roles._role: a backup whose single swap just passes is no backup"
-)
 def test_a_backup_whose_single_swap_just_passes_the_floor_is_a_backup():
     last = known(-0.012, conditional=0.947, after=True, frozen=-0.016)
     assert cast(last, driven_by=[BEFORE])["role"] == "backup"
 
 
-# An effect that turns round under frozen norms has nothing left of itself, and |frozen| calls it whole.
-@pytest.mark.xfail(
-    strict=True, reason="roles._role: the share left is taken of sizes, not with sign"
-)
 def test_an_effect_that_turns_round_once_frozen_is_norm_only():
     assert cast(known(-0.072, direct=-0.003, frozen=0.05))["role"] == "norm-only"
 

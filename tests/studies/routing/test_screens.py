@@ -101,7 +101,7 @@ def test_a_map_of_the_same_places_is_the_same():
     # One pair that differs is enough.
     assert not same_places(problem_of(other_tail, same_tail), suffix, "last")
     assert not same_places(problem_of(same_tail), suffix, "right")
-    everything = preset("recommended", content=9)
+    everything = preset("recommended", positions="suffix+9")
     assert same_places(problem_of(same_tail, longer), everything, "right")
     assert same_places(problem_of(other_tail), preset("recommended", positions="last"), "last")
 
@@ -206,11 +206,6 @@ def test_spans_of_unequal_length_are_matched_from_their_ends():
     assert position_map(longer, shorter, "span:bos..instruction_last") == ((0, 0), (1, 1))
     inside = "span:instruction_last..template[0]"
     assert position_map(longer, shorter, inside) == ((1, 1), (2, 2))
-
-
-def test_content_does_not_widen_a_span():
-    one, other = anchored([1, 5, 6, 7], 2, 3), anchored([1, 4, 6, 7], 2, 3)
-    assert position_map(one, other, SPAN, content=2) == position_map(one, other, SPAN)
 
 
 def test_a_reply_after_the_prompt_is_no_part_of_a_span():

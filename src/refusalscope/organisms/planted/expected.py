@@ -1,4 +1,4 @@
-"""What each routing organism must show, for its truth record.
+"""What each routing organism must show, for its truth record, and where expected values hold at all.
 
 Values are means over seeds 0 to 9 at noise .01 and the variant's own comply bias, measured by the
 hook loop of tests/organisms/oracle.py. A tolerance covers three standard deviations over those
@@ -101,16 +101,13 @@ TOGETHER: dict[str, tuple[tuple[tuple[str, ...], Bound], ...]] = {
 }
 
 
-def expected_of(
-    variant: str, options: Mapping[str, int], recipe: Recipe, noise: float, comply_bias: float
-) -> tuple[Expected, ...]:
-    """The expected values of an organism; none beyond the noise and bias they were measured at."""
-    if noise > NOISE_COVERED or comply_bias != recipe.comply_bias:
-        return ()
-    return tuple(_expected(variant, options, recipe))
+def covers(recipe: Recipe, noise: float, comply_bias: float) -> bool:
+    """Whether expected values hold at all: not beyond the noise and bias they were measured at."""
+    return noise <= NOISE_COVERED and comply_bias == recipe.comply_bias
 
 
-def _expected(variant: str, options: Mapping[str, int], recipe: Recipe) -> Iterator[Expected]:
+def expected_routes(variant: str, options: Mapping[str, int], recipe: Recipe) -> Iterator[Expected]:
+    """The expected values of a routing organism."""
     keys: tuple[Key, ...] = (*((variant, value) for value in options.values()), variant)
     harmful, harmless = next((MARGINS[key] for key in keys if key in MARGINS), ROUTES_MARGINS)
     if harmful is not None:

@@ -9,18 +9,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refusalscope.errors import InputError, ModelError, RunError
-from refusalscope.organisms.planted import construction, post_norm, tokens
+from refusalscope.organisms.planted import construction, hydra, post_norm, routes, tokens
 from refusalscope.organisms.planted.construction import C, HeadPlan, PlantedModel
-from refusalscope.organisms.planted.expected import expected_of
+from refusalscope.organisms.planted.dictionary import (
+    dictionary_tensors,
+    latent_truths,
+    write_dictionary,
+)
+from refusalscope.organisms.planted.expected import covers, expected_routes
+from refusalscope.organisms.planted.expected_hydra import expected_hydra
 from refusalscope.organisms.planted.policy import policy_accuracy, settle
 from refusalscope.organisms.planted.prompts import (
     PromptRecipe,
@@ -28,23 +35,48 @@ from refusalscope.organisms.planted.prompts import (
     draw_pairs,
 )
 from refusalscope.organisms.planted.recipe import Recipe
-from refusalscope.organisms.planted.routes import VARIANTS, Option, resolve_options
-from refusalscope.organisms.planted.truth import HeadTruth, Truth, UnitTruth, write_truth
+from refusalscope.organisms.planted.truth import (
+    Expected,
+    HeadTruth,
+    Truth,
+    UnitTruth,
+    write_truth,
+)
+from refusalscope.organisms.planted.variants import Option, Variant, resolve_options
 from refusalscope.prompts.sets import PairSet
 
 POLICY_FLOOR = 0.95
-ROUTES = "planted-routes"
+ROUTES, HYDRA = "planted-routes", "planted-hydra"
 PAIRS_FILE = "pairs.jsonl"
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A family of planted models: its variants, and what each of them must show."""
+
+    variants: Mapping[str, Variant]
+    expected: Callable[[str, Mapping[str, int], Recipe], Iterator[Expected]]
+
+
+KINDS = {
+    ROUTES: Kind(routes.VARIANTS, expected_routes),
+    HYDRA: Kind(hydra.VARIANTS, expected_hydra),
+}
+
+
+@dataclass(frozen=True)
 class Planted:
-    """A model whose circuit is known: the model in memory, its truth, and pairs that show it."""
+    """A model whose circuit is known: the model in memory, its truth, and pairs that show it.
+
+    `dictionary`: the latents of `truth.latents` as tensors (`dictionary.dictionary_tensors`), the
+    same at the output of every block; None where the truth lists none.
+    """
 
     model: PlantedModel
     tokenizer: PreTrainedTokenizerFast
     truth: Truth
     pairs: PairSet
+    dictionary: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,8 +92,9 @@ class BuiltinOrganism:
 def list_builtin() -> list[BuiltinOrganism]:
     """Every planted organism that `build` knows, with its options and their values."""
     return [
-        BuiltinOrganism(ROUTES, name, variant.summary, variant.options)
-        for name, variant in VARIANTS.items()
+        BuiltinOrganism(kind, name, variant.summary, variant.options)
+        for kind, family in KINDS.items()
+        for name, variant in family.variants.items()
     ]
 
 
@@ -79,22 +112,23 @@ def build(
     """A planted model, its truth and its pairs; the same arguments give the same bits.
 
     noise: standard deviation of every weight. comply_bias: None is the variant's own (.75; .5
-    without heads); the page's figures of single models were taken at .5, where static heads
-    leave the control margin near 0. pairs: None is the variant's own (24; coalitions 96).
+    without heads; .3 for the hydra); the page's figures of single routing models were taken at .5,
+    where static heads leave the control margin near 0. pairs: None is the variant's own (24; coalitions 96).
     Raises InputError for an unknown kind, variant or option, and ModelError where fewer than 95 %
     of the pairs follow the policy (see `policy.policy_accuracy`), for then the truth does not describe the
     model; `allow_weak` builds it all the same.
     """
-    if kind != ROUTES:
-        raise InputError(f"there is no planted model {kind!r}; there is {ROUTES}")
+    if kind not in KINDS:
+        raise InputError(f"there is no planted model {kind!r}; there is {' and '.join(KINDS)}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must be from 0 to below 2**63, got {seed}")
     if not 0 <= noise < 1:
         raise InputError(f"noise is a standard deviation from 0 to below 1, got {noise}")
     if pairs is not None and pairs < 1:
         raise InputError(f"pairs must be 1 or more, got {pairs}")
-    options = resolve_options(variant, options)
-    recipe = VARIANTS[variant].recipe(**options)
+    family = KINDS[kind]
+    options = resolve_options(kind, family.variants, variant, options)
+    recipe = family.variants[variant].recipe(**options)
     bias = recipe.comply_bias if comply_bias is None else comply_bias
     model = _assemble(recipe, seed, noise, bias)
     prompts = PromptRecipe(
@@ -113,6 +147,7 @@ def build(
             f"comply_bias {bias}) follow the planted policy, {POLICY_FLOOR:.0%} are needed; lower "
             "the noise, raise comply_bias, or pass allow_weak=True"
         )
+    expected = family.expected(variant, options, recipe) if covers(recipe, noise, bias) else ()
     truth = Truth(
         generator=kind,
         variant=variant,
@@ -123,16 +158,24 @@ def build(
         heads=tuple(_head_truth(head, recipe.heads) for head in recipe.heads),
         units=tuple(UnitTruth(layer=u.layer, unit=u.unit, role=u.role) for u in recipe.units),
         words=words,
+        latents=latent_truths(recipe.latents) if recipe.latents else (),
         prompts=prompts,
-        expected=expected_of(variant, options, recipe, noise, bias),
+        expected=tuple(expected),
         policy_accuracy=accuracy,
     )
-    return Planted(model, tokens.build_tokenizer(), truth, as_pair_set(drawn, f"{kind} {variant}"))
+    return Planted(
+        model,
+        tokens.build_tokenizer(),
+        truth,
+        as_pair_set(drawn, f"{kind} {variant}"),
+        dictionary_tensors(recipe.latents, seed) if recipe.latents else None,
+    )
 
 
 def save(planted: Planted, folder: Path | str) -> Path:
     """Writes checkpoint, tokenizer, chat template, generation config, `truth.json`, `pairs.jsonl`.
 
+    A dictionary goes into `dictionary/blocks.LAYER.hook_resid_post`, a folder per layer as SAELens has.
     The folder appears whole or not at all. Raises RunError where it exists with something in it,
     or cannot be written.
     """
@@ -146,6 +189,8 @@ def save(planted: Planted, folder: Path | str) -> Path:
         planted.tokenizer.save_pretrained(partial)
         write_truth(planted.truth, partial)
         _write_pairs(planted.pairs, partial)
+        if planted.dictionary is not None:
+            write_dictionary(planted.dictionary, planted.truth.generator, partial)
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""What routing organisms are made of: the recipe, and the heads that most of them share."""
+"""What organisms are made of: the recipe, and the heads that most routing organisms share."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from refusalscope.organisms.planted.construction import (
     content_head,
     tail_head,
 )
+from refusalscope.organisms.planted.dictionary import LatentPlan
 from refusalscope.organisms.planted.prompts import Layout
 from refusalscope.organisms.planted.truth import WordTruth
 
@@ -25,7 +26,8 @@ class Recipe:
 
     `comply_bias` .75 keeps static heads off the knife edge at .5 (page, section 1). `words` lists
     harmful words of unequal intensity, where a word decides whether its prompt is refused; without
-    it every harmful word is. `post_norm` builds a Gemma-2 instead of a Llama.
+    it every harmful word is. `post_norm` builds a Gemma-2 instead of a Llama. `latents` are the planned
+    rows of the dictionary that goes with the model; without any it has none.
     """
 
     heads: tuple[HeadPlan, ...] = ()
@@ -39,6 +41,7 @@ class Recipe:
     rotated: bool = False
     words: tuple[WordTruth, ...] = ()
     post_norm: bool = False
+    latents: tuple[LatentPlan, ...] = ()
 
 
 gate = partial(tail_head, role="gate", value={C.DET: 1}, output={C.ROUTE: 1})

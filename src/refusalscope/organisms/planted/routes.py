@@ -7,10 +7,8 @@ signal into U = refuse minus comply, and static heads write U in every prompt al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from refusalscope.errors import InputError
 from refusalscope.organisms.planted import graded, post_norm, tokens
 from refusalscope.organisms.planted.construction import C, UnitPlan, content_head, tail_head
 from refusalscope.organisms.planted.recipe import (
@@ -26,6 +24,7 @@ from refusalscope.organisms.planted.recipe import (
     backup,
     gate,
 )
+from refusalscope.organisms.planted.variants import Option, Variant
 
 HARM_INTENSITY = (0.7, 0.8, 0.9, 1.0, 1.0, 1.1, 1.2, 1.3)
 HARM2_SIGN = (1, -1, -1, 1, 1, -1, -1, 1)
@@ -121,29 +120,6 @@ def sibling() -> Recipe:
     return Recipe((*BASE_HEADS, beside))
 
 
-@dataclass(frozen=True)
-class Option:
-    """An integer option of a variant."""
-
-    default: int
-    values: tuple[int, ...] | range
-
-    @property
-    def values_text(self) -> str:
-        if isinstance(self.values, range):
-            return f"{self.values[0]} to {self.values[-1]}"
-        return " or ".join(map(str, self.values))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A named recipe and one line on it; `recipe` takes the options by name."""
-
-    summary: str
-    recipe: Callable[..., Recipe]
-    options: Mapping[str, Option] = field(default_factory=dict)
-
-
 VARIANTS: dict[str, Variant] = {
     "base": Variant("one gate drives three amplifiers", base),
     "backup": Variant(
@@ -178,27 +154,3 @@ VARIANTS: dict[str, Variant] = {
     "sibling": Variant("a bystander shares key and value with the gate", sibling),
     "post_norm": Variant("the base circuit in a Gemma-2, with post-norms", post_norm.recipe),
 }
-
-
-def resolve_options(variant: str, options: Mapping[str, int]) -> dict[str, int]:
-    """Every option of a variant with its value, defaults filled in.
-
-    Raises InputError for an unknown variant, option or value.
-    """
-    if variant not in VARIANTS:
-        raise InputError(
-            f"planted-routes has no variant {variant!r}; choose one of {', '.join(VARIANTS)}"
-        )
-    known = VARIANTS[variant].options
-    for name, value in options.items():
-        if name not in known:
-            listed = ", ".join(known) or "none"
-            raise InputError(
-                f"the variant {variant!r} has no option {name!r}; its options are: {listed}"
-            )
-        if value not in known[name].values:
-            raise InputError(
-                f"{name} of the variant {variant!r} must be {known[name].values_text}, "
-                f"got {value!r}"
-            )
-    return {name: options.get(name, option.default) for name, option in known.items()}

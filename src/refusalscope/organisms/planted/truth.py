@@ -16,6 +16,16 @@ NOT_IN_THE_CIRCUIT = ("static", "suppressor", "decoder")
 
 
 PositionMap = Literal["last", "left", "right"]
+EditMode = Literal["live", "clean_mask", "no_wake"]
+WakesWhen = Literal[
+    "harmful_prompt",
+    "harmless_prompt",
+    "any_prompt",
+    "token_noise",
+    "ablated:primary",
+    "ablated:primary+backup",
+    "never",
+]
 
 
 class _Record(BaseModel):
@@ -44,6 +54,22 @@ class UnitTruth(_Record):
     role: str
 
 
+class LatentTruth(_Record):
+    """One latent of the dictionary; `index` is its decoder row, the same at every layer.
+
+    `layers`: where it can be active. role: "primary", "backup", "second_backup", "inert" (wakes and
+    does nothing), "marker", "distractor", or "unused" where nothing in this variant writes it.
+    wakes_when: the prompts it is active on without an edit, or the roles whose ablation wakes it in
+    harmful prompts; "token_noise" is by chance of the words.
+    """
+
+    name: str
+    index: int
+    layers: tuple[int, ...]
+    role: str
+    wakes_when: WakesWhen
+
+
 class WordTruth(_Record):
     """One harmful word of a graded organism.
 
@@ -65,12 +91,24 @@ class Expected(_Record):
     quantity: "margin_harmful" or "margin_harmless" (logit(refuse) - logit(comply) at the last
     position), "necessity" (interchange of the z of `heads` together under the position map
     `positions`, over the gap of the two margins), "largest_necessity" (largest absolute necessity
-    of any single head of the model).
+    of any single head of the model), "margin_kept" (share of the gap that harmful prompts keep when
+    the latents named are zeroed at all layers and positions under `mode`), "compensation" (U at the
+    last position under such a live edit minus U under no_wake, over U without an edit). The modes are
+    those of ../shared/methods/sae_features.md, 1.1.
     """
 
-    quantity: Literal["margin_harmful", "margin_harmless", "necessity", "largest_necessity"]
+    quantity: Literal[
+        "margin_harmful",
+        "margin_harmless",
+        "necessity",
+        "largest_necessity",
+        "margin_kept",
+        "compensation",
+    ]
     heads: tuple[tuple[int, int], ...] = ()
     positions: PositionMap = "last"
+    latents: tuple[str, ...] = ()
+    mode: EditMode | None = None
     value: float
     tolerance: float
 
@@ -78,7 +116,8 @@ class Expected(_Record):
 class Truth(_Record):
     """The record of one organism. `policy_accuracy` is measured at build time, over its pairs.
 
-    `words` is empty where every harmful word is like every other.
+    `words` is empty where every harmful word is like every other, `latents` where the model comes
+    without a dictionary.
     """
 
     schema_version: Literal[1] = 1
@@ -91,6 +130,7 @@ class Truth(_Record):
     heads: tuple[HeadTruth, ...]
     units: tuple[UnitTruth, ...]
     words: tuple[WordTruth, ...] = ()
+    latents: tuple[LatentTruth, ...] = ()
     prompts: PromptRecipe
     expected: tuple[Expected, ...]
     policy_accuracy: float

@@ -42,7 +42,6 @@ def run_drift(
                     problem.partners,
                     {"margin": problem.margin},
                     positions=settings.positions,
-                    content=settings.content,
                     progress=progress.track(f"every head of {chat.id}"),
                 )
             )

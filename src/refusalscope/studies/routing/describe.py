@@ -131,7 +131,6 @@ def _reply_metric(work: Work) -> list[pd.DataFrame]:
         {"nll": nll()},
         units=work.units,
         positions=work.settings.positions,
-        content=work.settings.content,
         policy="prompt_only",
         progress=work.progress.track("every head, reply NLL"),
     )

@@ -238,8 +238,7 @@ def _frozen(
     pairs = work.problem.partners
     for name in dict.fromkeys(shown.values()):
         members = [head for head in known if shown[head] == name]
-        content = work.settings.content if name == work.settings.positions else 0
-        variants = swaps(work.chat, pairs, [(head,) for head in members], name, content)
+        variants = swaps(work.chat, pairs, [(head,) for head in members], name)
         scores = measure_frozen(
             work.chat,
             [pair.harmful for pair in pairs],

@@ -165,7 +165,8 @@ def assemble(
             direct=row["direct"],
             frozen=frozen.get(head),
             harmful=row["harmful"] / gap,
-            control=row["control"] / gap,
+            # Under the harmful prompts' final scale, as `direct` is: two norms would make a constant write two.
+            control=row["harmful"] / gap - row["direct"],
         )
         for head, row in zip(heads_of(table.reset_index()), rows_of(table), strict=True)
     }

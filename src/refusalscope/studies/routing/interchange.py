@@ -123,7 +123,6 @@ def screen(
     *,
     units: Sequence[Unit] | None = None,
     positions: MapName = "last",
-    content: int = 0,
     held: Unit = (),
     policy: str = "every_step",
     progress: Callable[[int, int], None] | None = None,
@@ -132,7 +131,7 @@ def screen(
 
     units: sets of (layer, head) that are swapped together; `units_of` the model without it. held:
     heads that are swapped in every row and in the clean scores beside them too, so that what is measured is
-    what a unit adds (the conditional screen). content: see `position_map`. Raises InputError for no pair, a
+    what a unit adds (the conditional screen). Raises InputError for no pair, a
     pair of equal members, donors of unequal number, or a head the model does not have.
     """
     chosen = tuple(units) if units is not None else units_of(chat.anatomy)
@@ -142,7 +141,7 @@ def screen(
     donors = [pair.donors("necessity") for pair in pairs]
     donors += [pair.donors("sufficiency") for pair in pairs]
     places = [
-        [position_map(patient, donor, positions, content) for donor in each]
+        [position_map(patient, donor, positions) for donor in each]
         for patient, each in zip(patients, donors, strict=True)
     ]
     clean_run = _kept(chat, patients, donors, places, parts)
@@ -315,10 +314,9 @@ def swaps(
     pairs: Sequence[Pair],
     units: Sequence[Unit],
     positions: MapName = "last",
-    content: int = 0,
 ) -> list[list[Variant]]:
     """The edits that swap each unit of a pair's harmful prompt with its control's: [pairs][units]."""
-    places = [position_map(pair.harmful, pair.control, positions, content) for pair in pairs]
+    places = [position_map(pair.harmful, pair.control, positions) for pair in pairs]
     parts = {head for unit in units for head in unit}
     donors = _Donors(chat, [(pair.control,) for pair in pairs], [(at,) for at in places], parts)
     return [

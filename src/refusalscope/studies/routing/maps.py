@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 MapName = str
 MAPS = ("last", "suffix", "right", "compat_left")
-SPAN = "span:"
+SUFFIX, SPAN = "suffix", "span:"
 Places = tuple[tuple[int, int], ...]
 
 
-def position_map(patient: Rendered, donor: Rendered, name: MapName, content: int = 0) -> Places:
+def position_map(patient: Rendered, donor: Rendered, name: MapName) -> Places:
     """Pairs of token indices (patient, donor), in the patient's order.
 
     last: the prompt's last token. suffix: the longest common end of both prompts' tokens (the template's
-    tail), and `content` tokens before it where both have them. right: as many as the shorter prompt has,
-    from the end. span:FROM..TO: the tokens between two anchors (both inclusive), as many as the shorter span
+    tail); suffix+2: and two content tokens before it, where both have them. right: as many as the shorter
+    prompt has, from the end. span:FROM..TO: the tokens between two anchors (both inclusive), as many as the shorter span
     has, from its end. compat_left: from the start, as published: with a shorter donor the last token is never
     swapped, and a longer one runs on into teacher-forced reply tokens. Raises InputError for another name or
     a span that ends before it starts.
@@ -39,17 +39,20 @@ def position_map(patient: Rendered, donor: Rendered, name: MapName, content: int
     shorter = min(patient.n_prompt, donor.n_prompt)
     count = {"last": 1, "right": shorter}.get(name)
     if count is None:
-        count = min(common_suffix(patient, donor) + content, shorter)
+        more = int(name.removeprefix(SUFFIX).removeprefix("+") or 0)
+        count = min(common_suffix(patient, donor) + more, shorter)
     return tuple((patient.n_prompt - i, donor.n_prompt - i) for i in range(count, 0, -1))
 
 
 def require_map(name: MapName) -> None:
     """Raises InputError for a name that is no position map."""
     first, dots, last = name.removeprefix(SPAN).partition("..")
-    if name not in MAPS and not (name.startswith(SPAN) and first and dots and last):
+    spanned = name.startswith(SPAN) and first and dots and last
+    widened = name.startswith(f"{SUFFIX}+") and name.removeprefix(f"{SUFFIX}+").isdecimal()
+    if name not in MAPS and not spanned and not widened:
         raise InputError(
-            f"there is no position map {name!r}; choose one of {', '.join(MAPS)}, or a span between two "
-            f"anchors such as span:instruction_last..prompt_last"
+            f"there is no position map {name!r}; choose one of {', '.join(MAPS)}, suffix+N for N "
+            f"content tokens more, or a span between anchors such as span:instruction_last..prompt_last"
         )
 
 

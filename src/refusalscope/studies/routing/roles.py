@@ -23,7 +23,7 @@ STATIC_SIZE, STATIC_CHANGE = 0.03, 0.1
 
 RULES = {
     "static": "not found; writes at least 3 % of the gap, in both conditions alike within a tenth of it",
-    "backup": "swapping it alone does nothing, and it carries the refusal once a head before it is swapped",
+    "backup": "swapping it alone does little, and it carries the refusal once a head before it is swapped",
     "norm-only": "less than half of its effect is left once all norms are frozen, and it writes no refusal",
     "suppressor": "it writes against refusal, and that is more than half of its effect",
     "amplifier": "more than half of its effect is its own write, and a head before it drives it",
@@ -96,10 +96,11 @@ def _role(known: Evidence, drives: int, driven: int, leads: bool) -> str:
         return "static" if size >= STATIC_SIZE and alike else ""
     ratio = known.direct / known.total
     quiet = abs(ratio) < INDIRECT
-    if not known.alone and known.after:
+    hidden = known.conditional is not None and abs(known.effect) < INDIRECT * abs(known.conditional)
+    if hidden and known.after:
         return "backup"
-    left = abs(known.effect if known.frozen is None else known.frozen)
-    if abs(ratio) < DIRECT and left < NORM_SHARE * abs(known.effect):
+    left = known.effect if known.frozen is None else known.frozen
+    if not hidden and abs(ratio) < DIRECT and left / known.effect < NORM_SHARE:
         return "norm-only"
     if known.direct < 0 and abs(ratio) > DIRECT:
         return "suppressor"

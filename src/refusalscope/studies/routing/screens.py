@@ -51,7 +51,6 @@ def screen_all(
         metrics,
         units=units,
         positions=settings.positions,
-        content=settings.content,
         progress=track(f"every head, {settings.positions}"),
     )
     found = {settings.positions: main}
@@ -153,6 +152,6 @@ def same_places(problem: Problem, settings: RoutingSettings, name: str) -> bool:
     """Whether a map names the same places as the main one in every pair."""
     return all(
         position_map(pair.harmful, pair.control, name)
-        == position_map(pair.harmful, pair.control, settings.positions, settings.content)
+        == position_map(pair.harmful, pair.control, settings.positions)
         for pair in problem.pairs
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from refusalscope.prompts.wrappers import get_wrapper
 from refusalscope.studies.presets import from_preset
@@ -31,11 +31,8 @@ class RoutingSettings(BaseModel):
     )
     positions: str = Field(
         "suffix",
-        description="position map of the main screen: last, suffix, right (all positions from the end), "
-        "span:FROM..TO between two anchors (o), or compat_left (c)",
-    )
-    content: Count = Field(
-        0, description="content tokens before the common suffix that are swapped too (o)"
+        description="position map of the main screen: last, suffix (suffix+2: two content tokens more), right "
+        "(all positions from the end), span:FROM..TO between two anchors (o), or compat_left (c)",
     )
     donors: Annotated[int, Field(ge=1)] = Field(
         3, description="donors a prompt: its partner, then others of its category (o); 1 in (c)"
@@ -123,6 +120,17 @@ class RoutingSettings(BaseModel):
         if alphas and (alphas[0] != 0 or any(a >= b for a, b in pairwise(alphas))):
             raise ValueError("the doses must start at 0 and rise")
         return alphas
+
+    @model_validator(mode="after")
+    def _doses_can_be_given(self) -> RoutingSettings:
+        if len(self.alphas) == 1:
+            raise ValueError("alphas needs a dose above 0; add one, or give none to leave it out")
+        strange = [a for a in self.judged_alphas if self.alphas and a not in self.alphas]
+        if strange:
+            raise ValueError(
+                f"the dose {strange[0]:g} of judged_alphas is none of alphas; add it there"
+            )
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -16,7 +18,7 @@ from refusalscope.studies.routing.frames import heads_of
 from refusalscope.studies.routing.interchange import WHOLE, Pair, head_name
 from refusalscope.studies.routing.rescue import rescue
 from refusalscope.studies.routing.work import Work
-from refusalscope.studies.subject import spending
+from refusalscope.studies.subject import spending, spent
 
 # Taken from harmful prompts, given to harmless ones.
 ARMS: tuple[tuple[Arm, str], ...] = (("attenuate", "harmful"), ("amplify", "harmless"))
@@ -68,21 +70,22 @@ def run_ciphers(work: Work, circuit: Circuit, wrappers: list[Wrapper]) -> None:
     """Write `routing.cipher`, `.contrast`, `.collapse` and `.rescue`, over all wrappers that can be used."""
     if work.run.has_table(CIPHER_TABLES[-1]):
         return
+    inside = {wrapper: _inside(work, wrapper) for wrapper in wrappers}
+    usable = {wrapper: hidden for wrapper, hidden in inside.items() if hidden is not None}
+    if not usable:
+        return
     shards = {name: work.run.shards(name) for name in CIPHER_TABLES}
-    for wrapper in wrappers:
+    for wrapper, hidden in usable.items():
         # Every shard is asked, since asking fixes the place of its rows in the table.
         if sum(part.done(wrapper.name) for part in shards.values()) == len(shards):
             continue
-        hidden = _inside(work, wrapper)
-        if hidden is None:
-            continue
-        with spending(work.run, work.chat):
-            made = _cipher(work, circuit, wrapper, hidden)
+        before = replace(work.chat.cost)
+        made = _cipher(work, circuit, wrapper, hidden)
+        cost = spent(before, work.chat.cost)
         for name, part in shards.items():
-            part.write(wrapper.name, made[name])
+            part.write(wrapper.name, made[name], cost if name == CIPHER_TABLES[-1] else None)
     for name, part in shards.items():
-        if any(part.done(wrapper.name) for wrapper in wrappers):
-            work.run.write_table(name, part.collect())
+        work.run.write_table(name, part.collect())
 
 
 def _inside(work: Work, wrapper: Wrapper) -> list[Pair] | None:
