@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from model.oracle import _site_hook
+from refusalscope.dictionary import EditLatents
 from refusalscope.model import Site
+
+NEW = {
+    "zero": lambda value: lambda i, f: 0.0,
+    "scale": lambda value: lambda i, f: value * f,
+    "set": lambda value: lambda i, f: value,
+    "mean": lambda value: lambda i, f: value[i],
+}
 
 
 def act(weights: dict, x: torch.Tensor, latent: int) -> float:
@@ -49,3 +57,31 @@ def logits(net, prompt, steps):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def edit(pool, layer, latents, positions="all", kind="zero", value=None):
+    return EditLatents(
+        Site("resid_post", layer),
+        positions,
+        dictionary=pool[layer],
+        kind=kind,
+        value=value,
+        latents=latents,
+    )
+
+
+def steps(made, prompt, variant, policy="every_step"):
+    """The oracle's reading of a variant of unmasked edits."""
+    found = []
+    for e in variant:
+        weights = made[e.site.layer][1]
+        value = dict(zip(e.latents, e.value, strict=True)) if e.kind == "mean" else e.value
+        new = NEW[e.kind](value)
+        found.append(
+            (
+                e.site.layer,
+                prompt.resolve(e.positions, policy),
+                lambda x, n, w=weights, s=e.latents, f=new: changed(w, x, s, f),
+            )
+        )
+    return found

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from refusalscope.dictionary import Dictionary, load_dictionary
 
 D_IN, D_SAE = 12, 40
+# The tiny models, and the latents of a dictionary on one of their layers.
+LAYERS, WIDTH, ON_MODEL = 4, 32, 24
 
 
 def tensors(seed: int = 0, d_in: int = D_IN, d_sae: int = D_SAE, spread: float = 1.0) -> dict:

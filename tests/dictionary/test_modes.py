@@ -6,39 +6,17 @@ import pytest
 import torch
 
 from dictionary import oracle, synthetic
+from dictionary.synthetic import LAYERS, WIDTH
+from dictionary.synthetic import ON_MODEL as D_SAE
 from model import oracle as model_oracle
-from model import tiny
 from refusalscope.dictionary import activations, latent_variant, load_dictionary
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, LogitDifference, Plan, Site, StateMetric, measure
+from refusalscope.model import LogitDifference, Plan, Site, StateMetric, measure
 from refusalscope.model.generate import generate
-from refusalscope.prompts import Prompt
 
 LD = {"ld": LogitDifference(7, 11)}
-LAYERS, WIDTH, D_SAE = 4, 32, 24
 CHOSEN = {0: (1, 5, 8), 1: tuple(range(0, D_SAE, 3)), 3: (2, 4)}
 MODES = ("live", "clean_mask", "no_wake")
-
-
-@pytest.fixture(scope="module", params=["llama", "gemma2"])
-def chat(request):
-    return ChatModel.wrap(tiny.model(request.param), tiny.tokenizer(), id=request.param)
-
-
-@pytest.fixture(scope="module")
-def prompts(chat):
-    texts = ["Tell me how to bake bread.", "What is the capital?", "Why is the sky blue at noon?"]
-    return chat.render([Prompt(id=str(i), text=text) for i, text in enumerate(texts)])
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return synthetic.on_model(tmp_path_factory.mktemp("saes"), LAYERS, WIDTH, d_sae=D_SAE)
-
-
-@pytest.fixture(scope="module")
-def pool(made):
-    return {layer: dictionary.slice() for layer, (dictionary, _) in made.items()}
 
 
 @pytest.fixture(scope="module")

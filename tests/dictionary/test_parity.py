@@ -141,17 +141,11 @@ def test_llama_scope_with_the_factor_of_the_published_table(tmp_path, monkeypatc
         hook_point_out=hook,
     )
 
-    def download(repo, file=None, *, filename=None, subfolder="", **options):
-        name = (filename or file).split("/")[-1]
+    def download(repo_id, filename, **options):
+        name = filename.split("/")[-1]
         return str(folder / ("checkpoints" if name.endswith("safetensors") else "") / name)
 
-    monkeypatch.setattr(
-        loaders,
-        "hf_hub_download",
-        lambda *a, **k: (
-            download(*a, **{"repo": k.pop("repo_id", None), **k}) if not a else download(*a, **k)
-        ),
-    )
+    monkeypatch.setattr(loaders, "hf_hub_download", download)
     theirs = sae_lens.SAE.from_pretrained("llama_scope_lxr_8x", sae_id)
     agree(theirs, load_dictionary(folder), X / factor)
 

@@ -212,3 +212,9 @@ def test_a_memory_map_serves_members_in_both_orders(tmp_path):
         assert isinstance(file._members[name], np.memmap)
         assert file.read(name, [2, 0], slice(1, 3)).tolist() == array[[2, 0], 1:3].tolist()
     assert float(file.read("s")) == 2
+
+
+def test_a_slice_of_no_latents_is_empty(tmp_path):
+    piece = load_dictionary(synthetic.saelens(tmp_path)).slice([])
+    assert piece.encode(X).shape == (len(X), 0)
+    assert torch.equal(piece.edited(X, torch.zeros(0), torch.zeros(0)), X)

@@ -23,7 +23,7 @@ from refusalscope.model import Anatomy, Site
 CHUNK = 2**24
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dictionary:
     """A sparse autoencoder whose weights are read when they are needed.
 
@@ -154,6 +154,9 @@ class Dictionary:
         }
         for file in files.values():
             file.close()
+
+    def __repr__(self) -> str:
+        return f"Dictionary({self.architecture}, {self.d_sae} latents at {self.site}, {self.name})"
 
     def __enter__(self) -> Dictionary:
         return self

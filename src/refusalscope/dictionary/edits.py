@@ -137,7 +137,7 @@ class EditLatents(Edit):
     def compute(selected: Tensor, parameters: Any) -> Tensor:
         changed = selected.clone()
         for group in parameters.groups:
-            step = max(1, CELLS // len(group.dictionary.latents))
+            step = max(1, CELLS // max(1, len(group.dictionary.latents)))
             for i in range(0, len(group.entries), step):
                 part = slice(i, i + step)
                 entries = group.entries[part]

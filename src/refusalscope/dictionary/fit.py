@@ -39,7 +39,7 @@ class Fit:
     stream that is reconstructed, special tokens left out, interval over prompts. norm_ratio: mean norm of
     the input over mean norm of the reconstruction. input_norm: mean norm. decoder_norm: median length of
     a decoder row. dead_share: latents active on no token at all. neighbours: layer -> explained variance
-    of the same dictionary at the layers beside its own.
+    of the same dictionary at the layers beside its own. warnings: in words, empty where nothing is amiss.
     """
 
     n_prompts: int
@@ -54,11 +54,6 @@ class Fit:
     dead_share: float
     neighbours: dict[int, float]
     warnings: tuple[str, ...]
-
-    @property
-    def fits(self) -> bool:
-        """Whether nothing was found to warn of."""
-        return not self.warnings
 
 
 def check(
