@@ -24,10 +24,10 @@ def position_map(patient: Rendered, donor: Rendered, name: MapName) -> Places:
 
     last: the prompt's last token. suffix: the longest common end of both prompts' tokens (the template's
     tail); suffix+2: and two content tokens before it, where both have them. right: as many as the shorter
-    prompt has, from the end. span:FROM..TO: the tokens between two anchors (both inclusive), as many as the shorter span
-    has, from its end. compat_left: from the start, as published: with a shorter donor the last token is never
-    swapped, and a longer one runs on into teacher-forced reply tokens. Raises InputError for another name or
-    a span that ends before it starts.
+    prompt has, from the end. span:FROM..TO: the tokens between two anchors (both inclusive), as many as the
+    shorter span has, from its end. compat_left: from the start, as published: with a shorter donor the last
+    token is never swapped, and a longer one runs on into teacher-forced reply tokens. Raises InputError for
+    another name or a span that ends before it starts.
     """
     require_map(name)
     if name == "compat_left":
