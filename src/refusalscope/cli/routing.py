@@ -19,7 +19,9 @@ def routing(
     *,
     pairs: str | None = None,
     against: str | None = None,
-    settings: Annotated[RoutingSettings | None, Parameter(name="*", negative_iterable="no-")] = None,
+    settings: Annotated[
+        RoutingSettings | None, Parameter(name="*", negative_iterable="no-")
+    ] = None,
     out: Path | None = None,
     resume: bool = False,
     keep_text: bool = False,

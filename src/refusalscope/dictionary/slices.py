@@ -78,6 +78,8 @@ class DictionarySlice:
             )
         return [place[latent] for latent in latents]
 
+    # A copy made while measuring is kept, and must serve a gradient later.
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> DictionarySlice:
         """The same slice on a device; kept, so that many passes move it once."""
         key = str(torch.device(device))

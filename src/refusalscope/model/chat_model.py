@@ -199,9 +199,11 @@ class ChatModel:
         self.cost.add(clean.cost)
         return clean
 
-    def first_order(self, prompt: Rendered, metric: Metric, sites: Sequence[Site]) -> Gradients:
+    def first_order(
+        self, prompt: Rendered, metric: Metric, sites: Sequence[Site], *, variant: Variant = ()
+    ) -> Gradients:
         """Gradients of a metric at sites from one forward and one backward; see `gradients`."""
-        result = first_order(self.anatomy, prompt, metric, sites)
+        result = first_order(self.anatomy, prompt, metric, sites, variant=variant)
         self.cost.add(result.cost)
         return result
 
