@@ -16,7 +16,7 @@ from refusalscope.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAINABLE = ("chat",)
+TRAINABLE = ("chat", "chat-sae")
 SCORED = ("routing",)
 
 organism = App(
@@ -120,18 +120,19 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
 ) -> None:
-    """Train an embedded model again by its recipe.
+    """Train the embedded model, or its sparse autoencoders, again by its recipe.
 
     Example: `refusalscope organism train chat --shared ../shared --out models/chat`
 
     Parameters
     ----------
     name
-        Which model: chat.
+        What to train: chat, or chat-sae, the sparse autoencoders of builtin:chat (needs SAELens).
     out
-        The folder to write the checkpoint, card, log and metrics to.
+        The folder to write the weights, card, log and metrics to.
     shared
-        The folder with the shared data; without it the model is trained on generated requests alone.
+        For chat, the folder with the shared data; without it, as for chat-sae always, generated
+        requests alone are trained on.
     steps
         Training steps, instead of the recipe's own number.
     seed
@@ -141,11 +142,16 @@ def train(
         raise InputError(
             f"there is no recipe for {name!r}; there is one for {', '.join(TRAINABLE)}"
         )
+    changes = {k: v for k, v in {"steps": steps, "seed": seed}.items() if v is not None}
+    if name == "chat-sae":
+        if shared is not None:
+            raise InputError("chat-sae is trained on generated requests alone; leave --shared out")
+        _train_dictionaries(out, changes)
+        return
     from refusalscope.organisms.chat.recipe import TrainSettings
     from refusalscope.organisms.chat.recipe import train as train_chat
 
-    changes = {"steps": steps, "seed": seed}
-    settings = TrainSettings(**{k: v for k, v in changes.items() if v is not None})
+    settings = TrainSettings(**changes)
     with Bars() as bars:
         advance = bars.track("training steps")
         result = train_chat(
@@ -160,6 +166,25 @@ def train(
         highlight=False,
     )
     SESSION.out.print(f"model: {result.folder}", soft_wrap=True, highlight=False)
+
+
+def _train_dictionaries(out: Path, changes: dict[str, int]) -> None:
+    from refusalscope.organisms.chat.sae import SaeSettings, train_dictionaries
+    from refusalscope.organisms.chat.sae_card import describe
+
+    with Bars() as bars:
+        result = train_dictionaries(
+            out, settings=SaeSettings(**changes), progress=bars.track("training steps")
+        )
+    for layer, found in describe(out).items():
+        if layer != "all_spliced":
+            SESSION.out.print(
+                f"layer {layer}: {found['l0'][0]:.1f} latents active a token, "
+                f"{found['explained'][0]:.1%} of the variance",
+                highlight=False,
+            )
+    SESSION.out.print(f"{result.seconds / 60:.1f} minutes", highlight=False)
+    SESSION.out.print(f"dictionaries: {result.folder}", soft_wrap=True, highlight=False)
 
 
 @organism.command

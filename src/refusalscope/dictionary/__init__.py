@@ -5,7 +5,12 @@ from refusalscope.dictionary.dictionary import Dictionary, require_fit
 from refusalscope.dictionary.edits import EditLatents, SubtractWrite
 from refusalscope.dictionary.fit import Fit, check
 from refusalscope.dictionary.hub import HubFolder, load_release, resolve
-from refusalscope.dictionary.load import Layout, load_dictionary, register
+from refusalscope.dictionary.load import (
+    Layout,
+    builtin_dictionaries,
+    load_dictionary,
+    register,
+)
 from refusalscope.dictionary.modes import latent_variant
 from refusalscope.dictionary.slices import DictionarySlice
 
@@ -18,6 +23,7 @@ __all__ = [
     "Layout",
     "SubtractWrite",
     "activations",
+    "builtin_dictionaries",
     "check",
     "latent_variant",
     "load_dictionary",

@@ -3,8 +3,8 @@
 The encoder expects activations scaled by s = sqrt(d) / dataset_average_activation_norm.in. That is
 folded: W_enc * s, W_dec / s, b_dec / s. The one threshold of the file is in units of the activations as
 they are, so it is multiplied by s as well (as SAELens does since pull request 483: left unscaled, L0 is
-many times the 50 that the suite was made for; published thresholds of layers 8, 15, 24, times s, are all
-close to 2).
+many times the 50 that the suite was made for). The thresholds that third-party repositories quote for
+layers 8, 15 and 24 are 2.05, 1.97 and 1.66 when multiplied by s: near 2, and not one constant.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusalscope.dictionary import gemma_scope, llama_scope, saelens
+from refusalscope.dictionary.builtin import PREFIX, builtin_folder, builtin_layers
 from refusalscope.dictionary.dictionary import Dictionary
 from refusalscope.dictionary.weights import PICKLED
 from refusalscope.errors import InputError
@@ -66,14 +67,17 @@ register(
 def load_dictionary(
     path: str | Path, *, site: Site | None = None, factor: float | None = None
 ) -> Dictionary:
-    """A dictionary from a folder, or from one of the files in it. Weights stay on disk until used.
+    """A dictionary from a folder, one of the files in it, or the package (`builtin:chat-sae/3`).
+
+    Weights stay on disk until used.
 
     site: where it reads, for a Gemma Scope file whose path does not say. factor: the normalisation
     factor of a SAELens dictionary that does not carry its own. Raises InputError, in one sentence, for
     what cannot be read: no folder, no or pickled weights, an unknown architecture, another hook point, a
     damaged file, a missing factor.
     """
-    folder = _folder(Path(path).expanduser())
+    builtin = str(path) if str(path).startswith(PREFIX) else None
+    folder = builtin_folder(builtin) if builtin else _folder(Path(path).expanduser())
     layout = _layout(folder)
     for name, given, taken in (
         ("site", site, layout.takes_site),
@@ -83,7 +87,14 @@ def load_dictionary(
             raise InputError(
                 f"{folder} is a {layout.name} dictionary, whose files give its {name}; leave {name}= out"
             )
-    return layout.read(folder, site, factor)
+    found = layout.read(folder, site, factor)
+    # Where the package is installed says nothing to a reader of a run on another machine.
+    return replace(found, name=builtin) if builtin else found
+
+
+def builtin_dictionaries(name: str = "chat-sae") -> dict[int, Dictionary]:
+    """The dictionaries of the package by layer. Raises InputError for no such suite."""
+    return {layer: load_dictionary(f"{PREFIX}{name}/{layer}") for layer in builtin_layers(name)}
 
 
 def _folder(path: Path) -> Path:
