@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from organisms import oracle
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, RefusalMargin
+from refusalscope.model import KL, ChatModel, RefusalMargin
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.planted.prompts import code_wrapper
 from refusalscope.prompts.wrappers import Wrapper, get_wrapper
@@ -18,7 +19,6 @@ from refusalscope.stats import mean_interval
 from refusalscope.studies.routing.attribution import attribute
 from refusalscope.studies.routing.cipher import (
     arms_table,
-    cipher_table,
     collapse_table,
     compat_collapse,
     measure_arms,
@@ -119,7 +119,9 @@ def test_the_gate_is_not_used_where_the_decoder_knows_too_late():
 def test_the_table_is_that_of_its_arms_under_the_map_asked_for():
     _, chat = planted()
     plain, hidden = (side[:8] for side in sides())
-    table = cipher_table(chat, plain, hidden, MARGIN, wrapper="code", positions="right", seed=3)
+    table = arms_table(
+        measure_arms(chat, plain, hidden, MARGIN, positions="right"), wrapper="code", seed=3
+    )
     found = measure_arms(chat, plain, hidden, MARGIN, positions="right")
     assert table.equals(arms_table(found, wrapper="code", seed=3))
     row = table[(table["arm"] == "plain") & (table["layer"] == 3) & (table["head"] == 1)].iloc[0]
@@ -332,7 +334,7 @@ def test_bad_input_is_refused_in_one_sentence():
     _, chat = planted()
     plain, hidden = sides()
     with pytest.raises(InputError, match="24 plain pairs and 23 wrapped"):
-        cipher_table(chat, plain, hidden[:-1], MARGIN, wrapper="x")
+        measure_arms(chat, plain, hidden[:-1], MARGIN)
     with pytest.raises(InputError, match="in one order"):
         measure_arms(chat, plain, hidden[::-1], MARGIN)
     found = measure_arms(chat, plain[:2], hidden[:2], MARGIN)
@@ -370,3 +372,22 @@ def test_the_packaged_ciphers_render_and_keep_the_template_at_the_end(name):
     hidden = wrapped(chat, organism.pairs[:2], get_wrapper(name))
     assert all(p.harmful.ids[-1] == p.control.ids[-1] for p in hidden)
     assert all(p.harmful.n_prompt == len(p.harmful.ids) for p in hidden)
+
+
+def test_a_screen_that_was_run_before_is_not_run_again():
+    """Its partner donor is what a fresh screen gives, and only the wrapped side is paid for."""
+    chat, (plain, hidden) = planted()[1], sides()
+    few = [
+        replace(pair, to_harmful=(other.control,), to_control=(other.harmful,))
+        for pair, other in pairwise(plain[:7])
+    ]
+    before = screen(chat, few, {"margin": MARGIN, "kl": KL()}, positions="suffix")
+    spent = chat.cost.token_layers
+    fresh = measure_arms(chat, plain[:6], hidden[:6], MARGIN)
+    whole = chat.cost.token_layers - spent
+    given = measure_arms(chat, plain[:6], hidden[:6], MARGIN, screened=before)
+    assert chat.cost.token_layers - spent - whole < 0.6 * whole
+    assert given.plain.units == fresh.plain.units
+    for side in ("harmful", "control", "necessity", "sufficiency"):
+        first, second = (getattr(arms.plain, side)["margin"] for arms in (fresh, given))
+        np.testing.assert_allclose(first, second, atol=1e-4)

@@ -8,7 +8,12 @@ from refusalscope._lazy import lazy
 
 if TYPE_CHECKING:
     from refusalscope.studies.routing.attribution import Attribution, attribute
-    from refusalscope.studies.routing.cipher import cipher_table, collapse_table, wrapped
+    from refusalscope.studies.routing.cipher import (
+        arms_table,
+        collapse_table,
+        measure_arms,
+        wrapped,
+    )
     from refusalscope.studies.routing.compare import run_drift
     from refusalscope.studies.routing.contrast import contrast_table
     from refusalscope.studies.routing.dose import detection
@@ -41,8 +46,8 @@ __all__ = [
     "Screen",
     "Unit",
     "all_heads",
+    "arms_table",
     "attribute",
-    "cipher_table",
     "collapse_table",
     "conditional",
     "contrast_table",
@@ -50,6 +55,7 @@ __all__ = [
     "drive_table",
     "key_value_groups",
     "leave_one_out",
+    "measure_arms",
     "position_map",
     "preset",
     "rank_biased_overlap",
@@ -66,7 +72,7 @@ __all__ = [
 # imported from it: the package's name for both is the file.
 _NAMES = {
     "attribution": ("Attribution", "attribute"),
-    "cipher": ("cipher_table", "collapse_table", "wrapped"),
+    "cipher": ("arms_table", "collapse_table", "measure_arms", "wrapped"),
     "compare": ("run_drift",),
     "contrast": ("contrast_table",),
     "dose": ("detection",),

@@ -28,6 +28,7 @@ from refusalscope.studies.routing.interchange import (
     Head,
     Pair,
     Screen,
+    Unit,
     screen,
     units_of,
 )
@@ -73,21 +74,31 @@ def measure_arms(
     margin: RefusalMargin,
     *,
     positions: MapName = "suffix",
+    screened: Screen | None = None,
     progress: Progress | None = None,
 ) -> Arms:
-    """Screen and attribute the plain and the wrapped pairs; raises InputError for different pairs."""
+    """Screen and attribute the plain and the wrapped pairs; raises InputError for different pairs.
+
+    screened: the screen of the plain pairs under the metric "margin" and this map, where it was run before; its
+    first donor, the partner, is taken.
+    """
     require_same_pairs(plain, hidden)
     heads = [unit for unit in units_of(chat.anatomy) if unit[0][1] != WHOLE]
     layers = list(chat.anatomy.softmax_layers)
 
-    def screened(pairs: Sequence[Pair], number: int) -> Screen:
-        def both(done: int, total: int) -> None:
+    def swapped(pairs: Sequence[Pair], number: int, of: int) -> Screen:
+        def whole(done: int, total: int) -> None:
             if progress is not None:
-                progress(number * total + done, 2 * total)
+                progress(number * total + done, of * total)
 
         return screen(
-            chat, pairs, {"margin": margin}, units=heads, positions=positions, progress=both
+            chat, pairs, {"margin": margin}, units=heads, positions=positions, progress=whole
         )
+
+    if screened is None:
+        screens = swapped(plain, 0, 2), swapped(hidden, 1, 2)
+    else:
+        screens = _partners(screened, heads), swapped(hidden, 0, 1)
 
     prompts = {
         "plain": [pair.harmful for pair in plain],
@@ -96,31 +107,22 @@ def measure_arms(
         "benign_cipher": [pair.control for pair in hidden],
     }
     return Arms(
-        screened(plain, 0),
-        screened(hidden, 1),
+        *screens,
         {arm: attribute(chat, each, margin).heads[:, layers] for arm, each in prompts.items()},
         chat.anatomy.softmax_layers,
     )
 
 
-def cipher_table(
-    chat: ChatModel,
-    plain: Sequence[Pair],
-    hidden: Sequence[Pair],
-    margin: RefusalMargin,
-    *,
-    wrapper: str,
-    positions: MapName = "suffix",
-    categories: Sequence[str] | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Necessity and direct contribution of every head in every arm; see `arms_table`.
-
-    plain, hidden: the same pairs without and with the wrapper, as `wrapped` renders them.
-    """
-    arms = measure_arms(chat, plain, hidden, margin, positions=positions, progress=progress)
-    return arms_table(arms, wrapper=wrapper, categories=categories, seed=seed)
+def _partners(screened: Screen, heads: Sequence[Unit]) -> Screen:
+    """The margin of a screen, cut to these heads and to the first donor of each prompt."""
+    columns = [screened.units.index(unit) for unit in heads]
+    return Screen(
+        tuple(heads),
+        {"margin": screened.harmful["margin"]},
+        {"margin": screened.control["margin"]},
+        {"margin": screened.necessity["margin"][:, :1, columns]},
+        {"margin": screened.sufficiency["margin"][:, :1, columns]},
+    )
 
 
 def arms_table(

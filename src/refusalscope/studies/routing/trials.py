@@ -116,6 +116,7 @@ def _cipher(
         hidden,
         work.margin,
         positions=settings.positions,
+        screened=circuit.screens.first,
         progress=work.progress.track(f"{name}: every head"),
     )
     passing = circuit.table[circuit.table["passes"] & (circuit.table["head"] != WHOLE)]
