@@ -37,6 +37,7 @@ from refusalscope.judge import Judge
 from refusalscope.judge.behaviour import learn_margin, reply
 from refusalscope.model import ChatModel, Cost, RefusalMargin
 from refusalscope.prompts import bundled_pairs
+from refusalscope.studies.heads import MIN_PAIRS
 from refusalscope.studies.routing import Pair, Screen, screen
 from refusalscope.studies.routing.published import (
     N_REPLY,
@@ -46,7 +47,7 @@ from refusalscope.studies.routing.published import (
     interchange,
     published,
 )
-from refusalscope.studies.routing.significance import MIN_PAIRS, significance
+from refusalscope.studies.routing.significance import significance
 
 N_PAIRS = 120
 TOLERANCE = 1e-4

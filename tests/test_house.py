@@ -19,12 +19,13 @@ ORDER = [
     {"model"},
     {"dictionary"},
     {"judge"},
-    {"studies.subject", "studies.presets"},
-    {"studies.directions", "studies.features", "studies.routing"},
+    {"studies.subject", "studies.presets", "studies.frozen_norms", "studies.heads"},
+    {"studies.directions", "studies.features", "studies.routing", "studies.cliff"},
     {"organisms"},
     {"report"},
     {"front"},
-    {"audit", "route"},
+    {"audit"},
+    {"dissect", "route"},
     {"cli"},
 ]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from refusalscope.errors import ModelError
+from refusalscope.dictionary import Dictionary, builtin_dictionaries, load_dictionary
+from refusalscope.errors import InputError, ModelError
 from refusalscope.judge import Judge
 from refusalscope.judge.correction import judge_errors
 from refusalscope.model import ChatModel
@@ -75,6 +77,20 @@ def default_pairs(model: str | ChatModel) -> PairSet:
     return bundled_pairs()
 
 
+def default_dictionaries(model: str | ChatModel, chat: ChatModel) -> dict[int, Dictionary]:
+    """The dictionaries that come with a builtin model. Raises InputError where the user must name some."""
+    if model == "builtin:chat":
+        return builtin_dictionaries("chat-sae")
+    if isinstance(model, str) and model.startswith(PLANTED):
+        planted = _planted(model)
+        if planted.dictionary is not None:
+            return _own_dictionaries(planted, model)
+    raise InputError(
+        "no dictionary was named; give --sae with a folder of sparse autoencoders of this model, or "
+        "RELEASE:SAE_ID as SAELens names them"
+    )
+
+
 def with_needs(settings: Settings, patient: Patient) -> Settings:
     """The settings with what the patient needs, in the fields that it has and that were not asked for."""
     fields = set(type(settings).model_fields) - settings.model_fields_set
@@ -91,6 +107,21 @@ def _planted(name: str) -> Planted:
         names = ", ".join(f"builtin:{a}:{b}" for a, b in known)
         raise ModelError(f"there is no model {name!r}; there is {names}")
     return build(kind, variant or "base", pairs=PLANTED_PAIRS)
+
+
+def _own_dictionaries(planted: Planted, name: str) -> dict[int, Dictionary]:
+    """A planted model's dictionary at every layer, in memory."""
+    from refusalscope.organisms.planted.dictionary import DICTIONARY_FOLDER, write_dictionary
+
+    assert planted.dictionary is not None
+    found = {}
+    with TemporaryDirectory() as folder:
+        write_dictionary(planted.dictionary, name, Path(folder))
+        for place in (Path(folder) / DICTIONARY_FOLDER).iterdir():
+            with load_dictionary(place) as stored:
+                layer = stored.site.layer
+                found[layer] = replace(stored.hold(), name=f"{name}/{layer}")
+    return dict(sorted(found.items()))
 
 
 def split_prompts(

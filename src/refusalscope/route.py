@@ -22,9 +22,9 @@ from refusalscope.progress import Progress
 from refusalscope.prompts import PairSet, Prompt, PromptSet, read_pairs
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied
+from refusalscope.studies.heads import MIN_PAIRS
 from refusalscope.studies.routing import RoutingSettings, preset, run_drift, run_routing
 from refusalscope.studies.routing.compare import require_alike
-from refusalscope.studies.routing.significance import MIN_PAIRS
 from refusalscope.studies.subject import prepare
 
 # A quarter teaches the refusal margin and the dose's direction; the rest is what is reported.

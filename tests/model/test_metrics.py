@@ -9,7 +9,17 @@ import torch
 
 from model import tiny
 from refusalscope.errors import InputError
-from refusalscope.model import KL, RefusalMargin, RefusalScore, ReplyNLL, learn_openings, render
+from refusalscope.model import (
+    KL,
+    ChatModel,
+    OpeningProbability,
+    RefusalMargin,
+    RefusalScore,
+    ReplyKL,
+    ReplyNLL,
+    learn_openings,
+    render,
+)
 from refusalscope.prompts import Prompt
 
 
@@ -77,6 +87,42 @@ def test_a_reply_is_needed_for_its_likelihood(prompt):
     rows = torch.cat([logits(0.2, 0.8), logits(0.4, 0.6)], dim=1)
     want = -(math.log(0.8) + math.log(0.4)) / 2
     assert float(ReplyNLL()(rows, forced, None)) == pytest.approx(want, abs=1e-6)
+
+
+def test_the_opening_probability_is_what_its_tokens_hold_together(prompt):
+    p = torch.stack([logits(0.1, 0.5, 0.25, 0.15)[0], logits(0.4, 0.1, 0.3, 0.2)[0]])
+    metric = OpeningProbability((0, 2))
+    assert metric.reads(prompt) == (prompt.n_prompt - 1,)
+    assert metric(p, prompt, None).tolist() == pytest.approx([0.35, 0.7])
+    # A logit that all tokens share says nothing.
+    assert metric(p + 30, prompt, None).tolist() == pytest.approx([0.35, 0.7])
+    assert not metric.needs_clean
+
+
+def test_the_kl_of_a_reply_is_a_mean_over_its_tokens_and_no_others(prompt):
+    with pytest.raises(InputError, match="no reply"):
+        ReplyKL().reads(prompt)
+    forced = prompt.with_reply([1, 0, 1])
+    n = prompt.n_prompt
+    assert ReplyKL().reads(forced) == (n - 1, n, n + 1)
+    assert ReplyKL().needs_clean
+    with pytest.raises(InputError, match="clean run"):
+        ReplyKL()(logits(0.5, 0.5), forced, None)
+    clean = torch.cat([logits(*p)[0] for p in ((0.5, 0.5), (0.9, 0.1), (0.2, 0.8))])
+    rows = torch.cat([logits(*p) for p in ((0.9, 0.1), (0.9, 0.1), (0.5, 0.5))], dim=1)
+    first = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    third = 0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5)
+    assert float(ReplyKL()(rows, forced, clean)) == pytest.approx((first + third) / 3, abs=1e-6)
+
+
+def test_a_model_measures_both_where_a_plain_forward_says(prompt):
+    chat = ChatModel.wrap(tiny.model("llama"), tiny.tokenizer(), id="tiny")
+    forced = prompt.with_reply([5, 9])
+    found = chat.measure([forced], [()], {"p": OpeningProbability((5, 6)), "kl": ReplyKL()}).scores
+    with torch.no_grad():
+        out = chat.model(torch.tensor([prompt.ids])).logits[0, -1].softmax(-1)
+    assert float(found["p"][0, 0]) == pytest.approx(float(out[5] + out[6]), abs=1e-6)
+    assert float(found["kl"][0, 0]) == pytest.approx(0, abs=1e-6)
 
 
 def test_openings_are_learnt_from_judged_replies():

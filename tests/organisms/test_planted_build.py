@@ -30,6 +30,7 @@ ORGANISMS = [
     ("post_norm", {}),
 ]
 HYDRAS = ("base", "partial", "chain", "control")
+CLIFFS = ("base", "graded", "template_shift", "two_stage", "within_thinking")
 NAMES = [" ".join([variant, *map(str, options.values())]) for variant, options in ORGANISMS]
 
 
@@ -210,6 +211,7 @@ def test_the_list_names_every_variant_with_its_options():
     assert set(listed) == {
         *(("planted-routes", variant) for variant, _ in ORGANISMS),
         *(("planted-hydra", variant) for variant in HYDRAS),
+        *(("planted-cliff", variant) for variant in CLIFFS),
     }
     assert listed["planted-routes", "split"].options["parts"].values == (1, 2, 4, 8)
     for item in list_builtin():

@@ -13,7 +13,7 @@ from refusalscope.errors import InputError
 from refusalscope.organisms import scoreboard
 from refusalscope.organisms.scoreboard import BARS, checks, routing, score_routing
 from refusalscope.organisms.scoreboard.bars import judge_bars
-from refusalscope.organisms.scoreboard.routing import summary
+from refusalscope.organisms.scoreboard.runner import summary
 from refusalscope.runs import open_run
 
 # ../shared/DESIGN.md

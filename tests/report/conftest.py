@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_features import write_fake_features
 from report.fake_routing import write_fake_routing
 from report.fake_run import write_fake_run
 
@@ -33,3 +34,15 @@ def routing_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def routing_report(routing_run: Path) -> Path:
     """Its page."""
     return write_report(routing_run)
+
+
+@pytest.fixture(scope="session")
+def features_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with every table of a features study."""
+    return write_fake_features(tmp_path_factory.mktemp("features") / "run")
+
+
+@pytest.fixture(scope="session")
+def features_report(features_run: Path) -> Path:
+    """Its page."""
+    return write_report(features_run)

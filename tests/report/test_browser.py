@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_features import write_fake_features
 from report.fake_routing import write_fake_routing
 from report.test_page import evil_run
 
@@ -29,6 +30,7 @@ FLAGS = [
 SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
 N_PLOTS = 10
 N_ROUTING_PLOTS = 13
+N_FEATURES_PLOTS = 11
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,52 @@ def test_the_page_of_a_routing_run_draws_and_fits(
     assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
     wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
     assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_page_of_a_features_run_draws_and_fits(
+    visit, features_report: Path, screen: str, scheme: str
+):
+    seen = visit(features_report, screen, scheme)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    seen.page.screenshot(path=OUTPUT / f"features-{screen}-{scheme}.png", full_page=True)
+    assert seen.troubles == []
+    assert {url for url in seen.requests if url != "data:,"} == {features_report.as_uri()}
+    plots = "[...document.querySelectorAll('.plot')]"
+    marks = "'.scatterlayer .trace path, .heatmaplayer image'"
+    assert seen.ask(f"{plots}.filter(p => p.querySelector({marks})).length") == N_FEATURES_PLOTS
+    seen.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
+    assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_an_arm_tells_its_numbers_within_its_panel(visit, features_report: Path, screen: str):
+    seen = visit(features_report, screen, "light")
+    plot = seen.page.locator("#figure-features-baselines .plot")
+    # The marks at full strength come after the line of their arm; the first is the set's.
+    mark = plot.locator(".scatterlayer .trace").nth(1).locator(".point")
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = plot.locator(".hovertext")
+    label.wait_for()
+    text = label.text_content()
+    assert "the set (pool/0)strength 1.00" in text
+    assert "flips 85" in text
+    inner, outer = label.bounding_box(), plot.bounding_box()
+    for start, size in (("x", "width"), ("y", "height")):
+        assert inner[start] >= outer[start] - 1
+        assert inner[start] + inner[size] <= outer[start] + outer[size] + 1
+
+
+def test_the_features_of_a_deep_model_draw_every_figure(visit, tmp_path: Path):
+    run = write_fake_features(tmp_path / "run", size=(80, 1_000))
+    seen = visit(write_report(run), "phone", "light")
+    assert seen.troubles == []
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("screen", SCREENS)

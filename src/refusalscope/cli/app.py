@@ -22,7 +22,7 @@ app = App(
     help_format="markdown",
     version=__version__,
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_bool=(), negative_iterable=()),
 )
 app.meta.suppress_keyboard_interrupt = False
 EVERYWHERE = Parameter(group=Group("For every command", sort_key=9))
@@ -36,6 +36,11 @@ app.command(
     "refusalscope.cli.routing:routing",
     help="Which attention heads carry the refusal, proven by exact interchange.",
     help_epilogue="Example: `refusalscope routing builtin:planted-routes --out runs/routing`",
+)
+app.command(
+    "refusalscope.cli.features:features",
+    help="Which SAE latents carry the refusal, in sets that are run and proven minimal.",
+    help_epilogue="Example: `refusalscope features builtin:chat --out runs/features`",
 )
 app.command(
     "refusalscope.cli.judge:judge",
@@ -131,7 +136,7 @@ def _mistake(error: CycloptsError) -> str:
 
 
 def _resumes(argv: list[str]) -> bool:
-    return bool({"audit", "directions", "judge", "routing", "score"} & set(argv))
+    return bool({"audit", "directions", "features", "judge", "routing", "score"} & set(argv))
 
 
 def _fail(message: str, status: int) -> int:

@@ -16,8 +16,36 @@ from refusalscope.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAINABLE = ("chat", "chat-sae")
-SCORED = ("routing",)
+TRAINABLE = ("chat", "chat-sae", "reasoner")
+# By suite: the column of its means, its heading, and the digits behind the point.
+_COST = (
+    ("forwards", "forwards", 0),
+    ("token_layers", "token-layers", 0),
+    ("seconds", "seconds", 1),
+)
+SHOWN = {
+    "routing": (
+        ("seeds", "seeds", 0),
+        ("precision", "precision", 3),
+        ("recall", "recall", 3),
+        ("auprc", "AUPRC", 3),
+        ("gate_rank", "gate rank", 1),
+        ("claimed", "heads claimed", 1),
+        *_COST,
+    ),
+    "features": (
+        ("seeds", "seeds", 0),
+        ("precision", "precision", 3),
+        ("recall", "recall", 3),
+        ("planted", "planted", 2),
+        ("flipped", "flips", 2),
+        ("auprc", "AUPRC", 3),
+        ("claimed", "latents claimed", 1),
+        ("runs", "sets run", 1),
+        *_COST,
+    ),
+}
+SCORED = tuple(SHOWN)
 
 organism = App(
     name="organism",
@@ -38,6 +66,7 @@ def list_() -> None:
 
     table = Table("model", "variant", "what it is", "options")
     table.add_row("builtin:chat", "", "the embedded chat model, trained; refuses or repeats", "")
+    table.add_row("builtin:reasoner", "", "the same with thinking, and a planted cliff", "")
     for entry in list_builtin():
         options = ", ".join(
             f"{name} ({option.values_text}, {option.default})"
@@ -120,21 +149,22 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
 ) -> None:
-    """Train the embedded model, or its sparse autoencoders, again by its recipe.
+    """Train an embedded model, or sparse autoencoders of one, again by its recipe.
 
     Example: `refusalscope organism train chat --shared ../shared --out models/chat`
 
     Parameters
     ----------
     name
-        What to train: chat, or chat-sae, the sparse autoencoders of builtin:chat (needs SAELens).
+        What to train: chat; chat-sae, the sparse autoencoders of builtin:chat (needs SAELens); or
+        reasoner, which starts from builtin:chat.
     out
         The folder to write the weights, card, log and metrics to.
     shared
-        For chat, the folder with the shared data; without it, as for chat-sae always, generated
+        For chat, the folder with the shared data; without it, as for the others always, generated
         requests alone are trained on.
     steps
-        Training steps, instead of the recipe's own number.
+        Training steps, instead of the recipe's own number; for reasoner, those of its first stage.
     seed
         Seed, instead of the recipe's own.
     """
@@ -143,10 +173,10 @@ def train(
             f"there is no recipe for {name!r}; there is one for {', '.join(TRAINABLE)}"
         )
     changes = {k: v for k, v in {"steps": steps, "seed": seed}.items() if v is not None}
-    if name == "chat-sae":
+    if name != "chat":
         if shared is not None:
-            raise InputError("chat-sae is trained on generated requests alone; leave --shared out")
-        _train_dictionaries(out, changes)
+            raise InputError(f"{name} is trained on generated requests alone; leave --shared out")
+        (_train_dictionaries if name == "chat-sae" else _train_reasoner)(out, changes)
         return
     from refusalscope.organisms.chat.recipe import TrainSettings
     from refusalscope.organisms.chat.recipe import train as train_chat
@@ -164,6 +194,23 @@ def train(
         f"{result.parameters} parameters, loss {result.first_loss:.3f} to {result.last_loss:.3f}, "
         f"{result.seconds / 60:.1f} minutes",
         highlight=False,
+    )
+    SESSION.out.print(f"model: {result.folder}", soft_wrap=True, highlight=False)
+
+
+def _train_reasoner(out: Path, changes: dict[str, int]) -> None:
+    from refusalscope.organisms.reasoner.recipe import ReasonerSettings
+    from refusalscope.organisms.reasoner.recipe import train as train_reasoner
+
+    with Bars() as bars:
+        advance = bars.track("training steps")
+        result = train_reasoner(
+            out,
+            settings=ReasonerSettings(**changes),
+            progress=lambda done, total, note: advance(done, total),
+        )
+    SESSION.out.print(
+        f"{result.parameters} parameters, {result.seconds / 60:.1f} minutes", highlight=False
     )
     SESSION.out.print(f"model: {result.folder}", soft_wrap=True, highlight=False)
 
@@ -204,11 +251,11 @@ def score(
     Parameters
     ----------
     name
-        Which suite: routing.
+        Which suite: routing, or features, on planted hydras.
     seeds
         How many organisms of each case, from seed 0 on.
     only
-        An organism of the suite, such as O1 or O7'; may be given several times. All without it.
+        An organism of the suite, such as O1 or base; may be given several times. All without it.
     out
         The run folder; a new one under runs/ without it.
     resume
@@ -218,18 +265,19 @@ def score(
         raise InputError(f"there is no suite {name!r}; there is one for {', '.join(SCORED)}")
     if seeds < 1:
         raise InputError(f"--seeds {seeds} leaves nothing to score; give 1 or more")
-    from refusalscope.organisms.scoreboard import score_routing
+    from refusalscope.organisms import scoreboard
     from refusalscope.organisms.scoreboard.bars import POLICY, judge_bars
-    from refusalscope.organisms.scoreboard.routing import summary
+    from refusalscope.organisms.scoreboard.runner import summary
 
+    suites = {"routing": scoreboard.score_routing, "features": scoreboard.score_features}
     folder = out or new_folder("score", resume)
     with Bars() as bars:
-        run = score_routing(
+        run = suites[name](
             folder, seeds=range(seeds), only=only or (), resume=resume, progress=bars
         )
     scores, checks = run.table("organisms.scores"), run.table("organisms.checks")
     SESSION.out.print("means over seeds", highlight=False)
-    SESSION.out.print(_lines(summary(scores)), soft_wrap=True, highlight=False, markup=False)
+    SESSION.out.print(_lines(summary(scores), name), soft_wrap=True, highlight=False, markup=False)
     models = scores.drop_duplicates(["case", "seed"])
     weak = int((models["policy"] < POLICY).sum())
     if weak:
@@ -239,7 +287,7 @@ def score(
             soft_wrap=True,
             highlight=False,
         )
-    for row in judge_bars(scores, checks).to_dict("records"):
+    for row in judge_bars(scores, checks, name).to_dict("records"):
         met = "[green]met[/green]" if row["met"] else "[red]NOT met[/red]"
         SESSION.out.print(
             f"{row['bar']}: {row['measured']:.3f}, needed {row['needed']}: {met}",
@@ -249,23 +297,13 @@ def score(
     SESSION.out.print(f"run: {folder}", soft_wrap=True, highlight=False)
 
 
-def _lines(means: pd.DataFrame) -> str:
-    """The means as plain lines: eleven columns do not fit a drawn table of 80 characters."""
-    # The column of `summary`, its heading, and the digits behind the point.
-    shown = (
-        ("seeds", "seeds", 0),
-        ("precision", "precision", 3),
-        ("recall", "recall", 3),
-        ("auprc", "AUPRC", 3),
-        ("gate_rank", "gate rank", 1),
-        ("claimed", "heads claimed", 1),
-        ("forwards", "forwards", 0),
-        ("token_layers", "token-layers", 0),
-        ("seconds", "seconds", 1),
-    )
+def _lines(means: pd.DataFrame, suite: str) -> str:
+    """The means as plain lines: eleven columns and more do not fit a drawn table of 80 characters."""
     table = means[["case", "method"]].copy()
-    for name, heading, digits in shown:
-        table[heading] = ["-" if v != v else f"{v:.{digits}f}" for v in means[name]]
+    for name, heading, digits in SHOWN[suite]:
+        # A run of some organisms alone may lack a column.
+        values = means[name] if name in means else [float("nan")] * len(means)
+        table[heading] = ["-" if v != v else f"{v:.{digits}f}" for v in values]
     return table.to_string(index=False)
 
 

@@ -13,6 +13,7 @@ from refusalscope.dictionary.load import (
 )
 from refusalscope.dictionary.modes import latent_variant
 from refusalscope.dictionary.slices import DictionarySlice
+from refusalscope.dictionary.suite import load_suite
 
 __all__ = [
     "Dictionary",
@@ -28,6 +29,7 @@ __all__ = [
     "latent_variant",
     "load_dictionary",
     "load_release",
+    "load_suite",
     "register",
     "require_fit",
     "resolve",

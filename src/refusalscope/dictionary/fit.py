@@ -112,10 +112,12 @@ def check(
 
 def _warnings(fit: Fit, dictionary: Dictionary, chat: ChatModel) -> list[str]:
     said = []
+    # A folder is named without its path: a run may be shown to others.
+    used = chat.id.rstrip("/").rsplit("/", 1)[-1]
     trained = (dictionary.model or "").rsplit("/", 1)[-1].lower()
-    if trained and trained != chat.id.rstrip("/").rsplit("/", 1)[-1].lower():
+    if trained and trained != used.lower():
         said.append(
-            f"it was trained on {dictionary.model} and is used on {chat.id}: what it misses there is in "
+            f"it was trained on {dictionary.model} and is used on {used}: what it misses there is in "
             f"the error term, which every edit keeps"
         )
     explained = fit.explained_variance.value

@@ -111,7 +111,8 @@ def _normalisation(
     if factor is None:
         raise InputError(
             f"{folder / CONFIG} says that activations were scaled to an average norm and the factor is "
-            f"missing; give it with factor=..., sqrt(d_in) over the mean norm of the training activations"
+            f"missing; put it into {SCALER} beside it (or give factor=...): sqrt(d_in) over the mean norm of "
+            f"the training activations"
         )
     return "none", factor
 

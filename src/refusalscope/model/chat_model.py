@@ -28,7 +28,7 @@ from refusalscope.model.sites import Positions, Site
 from refusalscope.prompts import Prompt
 
 PACKAGED = Path(__file__).resolve().parent.parent / "organisms"
-BUILTIN = {"chat": PACKAGED / "chat" / "weights"}
+BUILTIN = {name: PACKAGED / name / "weights" for name in ("chat", "reasoner")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -98,6 +98,23 @@ class RefusalScore:
 
 
 @dataclass(frozen=True)
+class OpeningProbability:
+    """Probability that the reply opens with one of these tokens, at the prompt's end.
+
+    The surrogate of arXiv 2509.09708, P("I") there; a note on it says logit (sae_features section 4).
+    """
+
+    tokens: tuple[int, ...]
+    needs_clean: bool = False
+
+    def reads(self, prompt: Rendered) -> tuple[int, ...]:
+        return (prompt.n_prompt - 1,)
+
+    def __call__(self, logits: Tensor, prompt: Rendered, clean: Tensor | None) -> Tensor:
+        return logits[:, -1].softmax(-1)[:, list(self.tokens)].sum(-1)
+
+
+@dataclass(frozen=True)
 class LogitDifference:
     """logit[plus] - logit[minus] at the prompt's end."""
 
@@ -120,11 +137,7 @@ class ReplyNLL:
     needs_clean: bool = False
 
     def reads(self, prompt: Rendered) -> tuple[int, ...]:
-        n_reply = len(prompt.ids) - prompt.n_prompt
-        if not n_reply:
-            raise InputError(f"prompt {prompt.id!r} has no reply to score; use Rendered.with_reply")
-        n = min(n_reply, self.n_tokens or n_reply)
-        return tuple(range(prompt.n_prompt - 1, prompt.n_prompt - 1 + n))
+        return _before_reply(prompt, self.n_tokens)
 
     def __call__(self, logits: Tensor, prompt: Rendered, clean: Tensor | None) -> Tensor:
         n = logits.shape[1]
@@ -157,6 +170,32 @@ class KL:
             return (p * ((p + 1e-6).log() - (q + 1e-6).log())).sum(-1).mean(-1).float()
         p, q = clean.log_softmax(-1), logits.log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1).mean(-1)
+
+
+@dataclass(frozen=True)
+class ReplyKL:
+    """KL(clean || variant) in nats, mean over the tokens of a teacher-forced reply.
+
+    Each is read where the reply is predicted, from the prompt's last token on: the first token alone would
+    miss a reply that goes astray later.
+    """
+
+    needs_clean: bool = True
+
+    def reads(self, prompt: Rendered) -> tuple[int, ...]:
+        return _before_reply(prompt, None)
+
+    def __call__(self, logits: Tensor, prompt: Rendered, clean: Tensor | None) -> Tensor:
+        return KL()(logits, prompt, clean)
+
+
+def _before_reply(prompt: Rendered, n_tokens: int | None) -> tuple[int, ...]:
+    """Where the first `n_tokens` of the reply are predicted, all where None."""
+    n_reply = len(prompt.ids) - prompt.n_prompt
+    if not n_reply:
+        raise InputError(f"prompt {prompt.id!r} has no reply to score; use Rendered.with_reply")
+    n = min(n_reply, n_tokens or n_reply)
+    return tuple(range(prompt.n_prompt - 1, prompt.n_prompt - 1 + n))
 
 
 def learn_openings(

@@ -17,17 +17,23 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from refusalscope.report.content import Figure, Section, Table
+from refusalscope.report.features_rules import FEATURES_RULES
 from refusalscope.report.palette import DARK, LIGHT, css_variables, light_to_dark
 from refusalscope.report.routing_rules import ROUTING_RULES
 from refusalscope.report.rules import RULES
 from refusalscope.report.sections import SECTIONS
 from refusalscope.report.sections.provenance import when
-from refusalscope.report.tables import RunLike
+from refusalscope.report.tables import Once, RunLike
 from refusalscope.report.verdict import headline, verdict
 from refusalscope.runs import open_run, write_atomic
 
 NAME = "report.html"
-TITLES = {"judge": "Replies judged in", "routing": "Refusal routing of"}
+TITLES = {
+    "judge": "Replies judged in",
+    "routing": "Refusal routing of",
+    "features": "Refusal latents of",
+}
+RULES_OF = {"routing": ROUTING_RULES, "features": FEATURES_RULES}
 
 
 def write_report(run_path: str | os.PathLike[str]) -> Path:
@@ -44,6 +50,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
 
 def render(run: RunLike) -> str:
     """The page of a run; the same run gives the same page."""
+    run = Once(run)
     sections = [section for make in SECTIONS if (section := make(run)) is not None]
     statements = verdict(run)
     scripts = {"theme": _asset("theme.js"), "plotly": _plotly(), "page": _asset("page.js")}
@@ -51,7 +58,7 @@ def render(run: RunLike) -> str:
         run=_heading(run.info),
         headline=headline(statements),
         statements=statements,
-        rules=ROUTING_RULES if run.info.get("command") == "routing" else RULES,
+        rules=RULES_OF.get(str(run.info.get("command")), RULES),
         sections=sections,
         targets=dict(_targets(sections)),
         kind=lambda block: type(block).__name__,

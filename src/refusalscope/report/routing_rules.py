@@ -23,7 +23,6 @@ from refusalscope.report.routing_tables import (
     LAST_GATE,
     MAPS,
     all_heads,
-    by_size,
     found,
     group,
     layers,
@@ -31,7 +30,7 @@ from refusalscope.report.routing_tables import (
     routing_table,
 )
 from refusalscope.report.rules import MIN_N, Statement
-from refusalscope.report.tables import Row, RunLike, records
+from refusalscope.report.tables import Row, RunLike, by_size, records
 
 # So many heads of a role are named in a sentence; the others stand in the table.
 MAX_NAMED = 4

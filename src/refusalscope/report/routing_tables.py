@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from refusalscope.report.tables import Row, RunLike, records, usable
+from refusalscope.report.tables import Row, RunLike, by_size, even, placed, records, usable
 
 HEADS, GROUPS, DRIVE, CASCADE = (
     "routing.heads",
@@ -116,19 +115,9 @@ def routing_table(run: RunLike, name: str) -> pd.DataFrame | None:
     frame = usable(run, name)
     if frame is None:
         return None
-    frame = frame.copy()
-    for column in _NUMBERS[name]:
-        frame[column] = _numbers(frame, column)
-    for column in _TEXTS.get(name, ()):
-        known = frame[column].fillna("").astype(str) if column in frame else ""
-        frame[column] = known
-    for column in _FLAGS.get(name, ()):
-        frame[column] = frame[column].eq(True) if column in frame else False
+    frame = even(frame, _NUMBERS[name], _TEXTS.get(name, ()), _FLAGS.get(name, ()))
     if "layer" in frame and "head" in frame:
-        places = [_numbers(frame, column) for column in ("layer", "head")]
-        frame = frame[(places[0] >= 0) & (places[1] >= 0)].copy()
-        for column, values in zip(("layer", "head"), places, strict=True):
-            frame[column] = values[frame.index].astype(int)
+        frame = placed(frame, ("layer", "head"))
         frame["at"] = [
             at(layer, head) for layer, head in zip(frame["layer"], frame["head"], strict=True)
         ]
@@ -159,12 +148,6 @@ def found(heads: pd.DataFrame | None) -> pd.DataFrame | None:
         return None
     mine = heads[heads["passes"] | (heads["role"] == "backup")]
     return by_size(mine, "necessity")
-
-
-def by_size(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows with the largest number in size first, whatever its sign; those without one last."""
-    order = frame[column].abs().sort_values(ascending=False, kind="stable").index
-    return frame.loc[order]
 
 
 def group(groups: pd.DataFrame | None, kind: str) -> pd.DataFrame | None:
@@ -201,10 +184,3 @@ def layers(row: Row) -> str:
         return ""
     first, last = int(row["start"]), int(row["stop"]) - 1
     return f"layer {first}" if last <= first else f"layers {first} to {last}"
-
-
-def _numbers(frame: pd.DataFrame, column: str) -> pd.Series:
-    if column not in frame:
-        return pd.Series(np.nan, index=frame.index)
-    values = pd.to_numeric(frame[column], errors="coerce").astype(float)
-    return values.where(np.isfinite(values))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
 import pandas as pd
 
 Row = Mapping[str, Any]
+Made = TypeVar("Made")
 
 
 class RunLike(Protocol):
@@ -22,6 +24,30 @@ class RunLike(Protocol):
 
     def table(self, name: str) -> pd.DataFrame:
         """A table as a frame."""
+
+
+class Once:
+    """A run while its page is made: what its sections share is made of the tables once, not by each.
+
+    Nothing that was made may be changed. Tables as they were read are not held.
+    """
+
+    def __init__(self, run: RunLike) -> None:
+        self.info = run.info
+        self.tables = run.tables
+        self.table = run.table
+        self._made: dict[str, Any] = {}
+
+    def made(self, name: str, make: Callable[[], Made]) -> Made:
+        """What `make` gave the first time it was asked for under this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(Made, self._made[name])
+
+
+def once(run: RunLike, name: str, make: Callable[[], Made]) -> Made:
+    """`make`, or what it gave before for the same page."""
+    return run.made(name, make) if isinstance(run, Once) else make()
 
 
 # The columns that the report cannot do without, of each table it reads. Further ones are used where
@@ -56,6 +82,25 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "routing.rescue": ("wrapper", "arm", "rate"),
     "routing.moved": ("layer", "head", "first", "second", "change"),
     "routing.drift": ("rbo", "first", "second"),
+    "features.dictionaries": ("layer",),
+    "features.pool": ("layer", "latent"),
+    "features.searches": ("search", "sets"),
+    "features.sets": ("set_id", "layer", "latent"),
+    "features.published": ("reading", "tau"),
+    "features.members": ("layer", "latent", "frequency"),
+    "features.stability": ("over", "jaccard"),
+    "features.rounds": ("round", "layer", "latent"),
+    "features.dormant": ("set_id", "layer", "latent", "in_set", "active_clean", "arm"),
+    "features.waking": ("set_id", "arm", "null", "woken", "expected"),
+    "features.clusters": ("set_id", "arm", "cluster", "layer", "latent"),
+    "features.ledger": ("set_id", "layer", "part", "amount"),
+    "features.compensation": ("set_id", "layer", "amount"),
+    "features.values": ("set_id", "name", "value"),
+    "features.overshoot": ("set_id", "layer", "latent", "claimed", "slope"),
+    "features.interactions": (*("set_id", "layer_a", "latent_a", "layer_b", "latent_b", "effect"),),
+    "features.contrast": ("inputs", "machine_accuracy"),
+    "features.machine": ("inputs", "layer", "latent", "score"),
+    "features.baselines": ("arm", "group", "strength", "change", "kl"),
 }
 
 
@@ -98,3 +143,44 @@ def chosen_candidate(candidates: pd.DataFrame | None) -> Row | None:
     if candidates is None:
         return None
     return next(iter(records(candidates[candidates["chosen"].astype(bool)])), None)
+
+
+def even(
+    frame: pd.DataFrame,
+    numbers: Sequence[str],
+    texts: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A copy in which every named column is there: numbers finite or NaN, texts or "", flags or False."""
+    frame = frame.copy()
+    for column in numbers:
+        frame[column] = finite_numbers(frame, column)
+    for column in texts:
+        frame[column] = frame[column].fillna("").astype(str) if column in frame else ""
+    for column in flags:
+        frame[column] = frame[column].eq(True) if column in frame else False
+    return frame
+
+
+def finite_numbers(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column as floats; NaN where it is absent, infinite or no number."""
+    if column not in frame:
+        return pd.Series(np.nan, index=frame.index)
+    values = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    return values.where(np.isfinite(values))
+
+
+def placed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows whose columns all hold a place in the model, as whole numbers from 0 on."""
+    places = [finite_numbers(frame, column) for column in columns]
+    known = np.logical_and.reduce([place >= 0 for place in places])
+    frame = frame[known].copy()
+    for column, values in zip(columns, places, strict=True):
+        frame[column] = values[frame.index].astype(int)
+    return frame
+
+
+def by_size(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows with the largest number in size first, whatever its sign; those without one last."""
+    order = frame[column].abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from refusalscope.report import rules
+from refusalscope.report.features_rules import features_statements
+from refusalscope.report.features_worries import few_flips
 from refusalscope.report.routing_rules import routing_statements
 from refusalscope.report.rules import Statement
 from refusalscope.report.tables import RunLike, chosen_candidate, usable
@@ -13,7 +15,7 @@ MAX_WORRIES = 2
 
 
 def verdict(run: RunLike) -> list[Statement]:
-    """Two to five sentences on a run, from its tables alone; what was not measured is said.
+    """Two to six sentences on a run, from its tables alone; what was not measured is said.
 
     Never raises for a table that is missing, empty or narrower than expected.
     """
@@ -23,6 +25,12 @@ def verdict(run: RunLike) -> list[Statement]:
         # Redundancy and coverage have sentences of their own.
         told = {said_at for statement in said[1:] for said_at in statement.links}
         fresh = [concern for concern in concerns if not told.issuperset(concern.links)]
+        return [*said, _last(fresh[:MAX_WORRIES], unsaid)]
+    if run.info.get("command") == "features":
+        said, unsaid = features_statements(run)
+        # How many prompts the set flips stands in a sentence of its own.
+        flips = few_flips(run)
+        fresh = [concern for concern in concerns if concern != flips]
         return [*said, _last(fresh[:MAX_WORRIES], unsaid)]
     concerns = concerns[:MAX_WORRIES]
     rates = usable(run, "behaviour.rates")

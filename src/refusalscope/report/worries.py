@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from refusalscope.report.features_worries import features_worries
 from refusalscope.report.numbers import listed, percent, rate_words, whole
 from refusalscope.report.routing_worries import routing_worries
 from refusalscope.report.rules import MIN_N, STABLE, Statement, overall
@@ -27,6 +28,7 @@ def worries(run: RunLike) -> list[Statement]:
         false_alarms(belief),
         unstable(usable(run, "directions.candidates")),
         *routing_worries(run),
+        *features_worries(run),
         warned(run.info),
     ]
     return [statement for statement in found if statement is not None]

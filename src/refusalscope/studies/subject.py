@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -59,6 +59,15 @@ def spending(run: Run, chat: ChatModel) -> Iterator[None]:
     before = replace(chat.cost)
     yield
     run.add_cost(**spent(before, chat.cost))
+
+
+def stage(run: Run, chat: ChatModel, table: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The run's table, made and written with its cost where the run does not hold it yet."""
+    if not run.has_table(table):
+        with spending(run, chat):
+            frame = make()
+        run.write_table(table, frame)
+    return run.table(table)
 
 
 def spent(before: Cost, after: Cost) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from organisms import oracle
-from refusalscope.dictionary import DictionarySlice, activations
+from refusalscope.dictionary import DictionarySlice, activations, latent_variant
 from refusalscope.dictionary.activation import Activation
 from refusalscope.errors import InputError
 from refusalscope.model import ChatModel, LogitDifference, Rendered, Site
@@ -282,23 +282,28 @@ def test_random_directions_are_run_and_read_as_a_loop_would():
         assert (found.nulls["directions"][0, p] == torch.cat(woke).numpy()).mean() > 0.998
 
 
-# Input
-
-
-def test_a_given_attribution_takes_the_place_of_the_runs():
+def test_only_the_latents_asked_for_are_run_and_parts_share_an_effect():
     _, chat, _, prompts, pieces = planted()
-    values = {key: np.full(len(prompts), 0.5) for key in since(4, B1)}
-    values |= {key: np.zeros(len(prompts)) for key in since(4, B2, INERT)}
     given = {"arms": ("no_bos",), "seed": 0}
+    members = everywhere(PRIMARIES)
+    part = [(layer, PRIMARIES[0]) for layer in members]
     found = dormant(
-        chat, prompts, everywhere(PRIMARIES), pieces, MARGIN, attribution=values, **given
+        chat, prompts, members, pieces, MARGIN, exact={(4, B1)}, parts=[part], **given
+    ).set_index(["layer", "latent"])
+    outside = found[~found["in_set"] & found["effect"].notna()]
+    assert list(outside.index) == [(4, B1)]
+    rest = {layer: [i for i in chosen if i != PRIMARIES[0]] for layer, chosen in members.items()}
+    margins = chat.measure(
+        prompts,
+        [latent_variant(pieces, rest), latent_variant(pieces, members)],
+        {"m": MARGIN},
+    ).scores["m"]
+    assert found.loc[part, "effect"].tolist() == pytest.approx(
+        [float((margins[:, 0] - margins[:, 1]).mean())] * len(part), abs=1e-6
     )
-    assert places(reserves(found)) == since(4, B1)
-    effect = found.set_index(["layer", "latent"]).loc[(4, B1), "effect"]
-    assert effect == 0.5
-    values.pop((5, B1))
-    with pytest.raises(InputError, match="latent 3 of layer 5 woke and attribution= lacks"):
-        dormant(chat, prompts, everywhere(PRIMARIES), pieces, MARGIN, attribution=values, **given)
+
+
+# Input
 
 
 @pytest.mark.parametrize(

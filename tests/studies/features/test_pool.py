@@ -101,8 +101,8 @@ def test_every_column_follows_its_definition(
         latent_effects(chat, prompt, TINY, dictionaries, positions=positions) for prompt in sides[0]
     ]
     assert list(found.columns) == [
-        *("layer", "latent", "cosine", "attribution", "activation_difference", "decoder_norm"),
-        *("active_share", "mass", "kept"),
+        *("layer", "latent", "cosine", "attribution", "contrastive", "activation_difference"),
+        *("decoder_norm", "active_share", "mass", "kept"),
     ]
     for row in found.itertuples():
         layer, latent = int(str(row.layer)), int(str(row.latent))
@@ -115,6 +115,9 @@ def test_every_column_follows_its_definition(
         mean = sum(float(each[layer][latent]) for each in effects) / len(effects)
         assert row.attribution == pytest.approx(mean, abs=1e-4)
         assert row.activation_difference == pytest.approx(peaks[0] - peaks[1], abs=1e-4)
+        lacking = 1 - peaks[1] / peaks[0] if peaks[0] > 0 else 0.0
+        lacking = lacking if lacking >= 0.1 else 0.0
+        assert row.contrastive == pytest.approx(mean * lacking, abs=1e-4)
         active = sum(bool((x > 0).any()) for x in harmful)
         assert row.active_share == pytest.approx(active / len(harmful))
         assert row.mass == pytest.approx(
@@ -130,9 +133,12 @@ def test_kept_are_the_top_by_each_measure(chat, sides, dictionaries, direction, 
     }
     whole = by["cosine"]
     for name in ("cosine", "attribution"):
-        kept, column = by[name]["kept"], by[name][name]
+        kept = by[name]["kept"]
+        column = by[name]["contrastive" if name == "attribution" else name]
         for _, part in by[name].groupby("layer" if scope == "layer" else lambda i: 0):
-            assert kept[part.index].sum() == 4
+            assert kept[part.index].sum() == min(
+                4, max(4 * (name == "cosine"), (column[part.index] > 0).sum())
+            )
             inside, outside = column[part.index[kept[part.index]]], part.index[~kept[part.index]]
             assert inside.min() >= column[outside].max()
     either = by["cosine"]["kept"] | by["attribution"]["kept"]
@@ -154,7 +160,22 @@ def test_a_dictionarys_scale_changes_no_cosine_and_attribution_keeps_none_below_
     assert one["cosine"].tolist() == pytest.approx(other["cosine"].tolist(), abs=1e-5)
     assert (other["decoder_norm"] / one["decoder_norm"]).tolist() == pytest.approx([7.0] * len(one))
     all_positive = table(chat, sides, direction, dictionaries, by="attribution", k=999)
-    assert all_positive["kept"].equals(all_positive["attribution"] > 0)
+    assert all_positive["kept"].equals(all_positive["contrastive"] > 0)
+
+
+def test_a_latent_of_the_template_that_every_reply_has_is_no_candidate_by_attribution():
+    made = hydra("base")
+    found = pool(
+        *(made.chat, made.prompts[:4], torch.ones(64), made.dictionaries, MARGIN),
+        harmless=[rendered(ids) for ids in made.harmless[:4]],
+        k=999,
+        by="attribution",
+    )
+    (tail,) = made.latents("ASST")
+    mine = found[(found["latent"] == tail) & (found["layer"] < 3)]
+    assert (mine["attribution"] > 1).any()
+    assert not mine["kept"].any()
+    assert found.loc[found["latent"].isin(made.latents("P1 P2 P3")), "kept"].any()
 
 
 def test_the_elbow_stands_where_the_curve_turns():
@@ -168,7 +189,7 @@ def test_the_elbow_stands_where_the_curve_turns():
 def test_k_by_elbow_is_read_from_each_layers_attribution(chat, sides, dictionaries, direction):
     found = table(chat, sides, direction, dictionaries, k="elbow", by="attribution")
     for _, part in found.groupby("layer"):
-        assert part["kept"].sum() == elbow(part["attribution"]) > 0
+        assert part["kept"].sum() == elbow(part["contrastive"]) > 0
 
 
 def test_what_a_pool_cannot_use_is_said(chat, sides, dictionaries, direction):

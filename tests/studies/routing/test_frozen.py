@@ -15,9 +15,10 @@ from refusalscope.model import Add, ChatModel, ProjectOut, RefusalMargin, Replac
 from refusalscope.model.edits import frozen
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.planted.prompts import draw_pairs
+from refusalscope.studies.frozen_norms import measure_frozen
+from refusalscope.studies.heads import WHOLE
 from refusalscope.studies.routing import Pair
-from refusalscope.studies.routing.frozen import measure_frozen
-from refusalscope.studies.routing.interchange import WHOLE, swaps
+from refusalscope.studies.routing.interchange import swaps
 from studies.routing.test_interchange import planted, row
 
 MARGIN = RefusalMargin((oracle.REFUSE,), (oracle.COMPLY,))

@@ -16,14 +16,8 @@ from refusalscope.model import ChatModel, LogitDifference, RefusalMargin, Render
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.planted.prompts import draw_pairs
 from refusalscope.stats import max_t_signflip
+from refusalscope.studies.heads import WHOLE, coverage, head_name, key_value_groups, units_of
 from refusalscope.studies.routing import Pair, all_heads, attribute, position_map, screen
-from refusalscope.studies.routing.interchange import (
-    WHOLE,
-    coverage,
-    head_name,
-    key_value_groups,
-    units_of,
-)
 
 MARGIN = {"margin": LogitDifference(oracle.REFUSE, oracle.COMPLY)}
 

@@ -11,8 +11,9 @@ from refusalscope.errors import InputError
 from refusalscope.model import KL, Rendered
 from refusalscope.progress import Silent
 from refusalscope.runs import Run
+from refusalscope.studies.heads import WHOLE
 from refusalscope.studies.routing import Pair, all_heads, position_map, preset, screen
-from refusalscope.studies.routing.interchange import WHOLE, Screen
+from refusalscope.studies.routing.interchange import Screen
 from refusalscope.studies.routing.problem import Problem, pose
 from refusalscope.studies.routing.screens import (
     Screens,

@@ -7,8 +7,9 @@ import pytest
 
 from refusalscope.errors import InputError
 from refusalscope.stats import mean_interval
+from refusalscope.studies.heads import all_heads
 from refusalscope.studies.routing import screen
-from refusalscope.studies.routing.interchange import Screen, all_heads
+from refusalscope.studies.routing.interchange import Screen
 from refusalscope.studies.routing.redundancy import conditional, leave_one_out, windows
 from refusalscope.studies.routing.significance import significance, stability
 from studies.routing.test_interchange import MARGIN, planted

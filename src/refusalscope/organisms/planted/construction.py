@@ -144,11 +144,7 @@ def furnish(
     # In this order, the embedding's discarded draw included, the stream of seed 0 is that of the
     # page's measured figures.
     for name, parameter in model.named_parameters():
-        if "norm" in name:
-            continue
-        parameter.copy_(_normal(generator, parameter.shape, noise))
-        if name.rsplit(".", 2)[-2] in BLIND_TO_CONST:
-            parameter[:, C.CONST] = 0.0
+        _redraw(name, parameter, noise, generator)
     model.lm_head.weight.mul_(0.5)
     _mark_embeddings(model, generator)
     _mark_unembedding(model, comply_bias)
@@ -159,6 +155,12 @@ def furnish(
         do_sample=False,
         max_new_tokens=8,
     )
+
+
+def redraw_layers(model: PlantedModel, noise: float, generator: torch.Generator) -> None:
+    """Other noise in the blocks; embedding and unembedding stay. Whatever was planted there is gone."""
+    for name, parameter in model.model.layers.named_parameters():
+        _redraw(name, parameter, noise, generator)
 
 
 def plant(
@@ -218,6 +220,21 @@ def mark_tokens(model: PlantedModel, marks: Mapping[int, Weights]) -> None:
     for token, weights in marks.items():
         for channel, weight in weights.items():
             model.model.embed_tokens.weight[token, channel] = weight
+
+
+def mark_answer(model: PlantedModel, weights: Weights) -> None:
+    """Lets other channels than U speak for refusing, and as much against complying."""
+    for channel, weight in weights.items():
+        model.lm_head.weight[tokens.REFUSE, channel] += weight
+        model.lm_head.weight[tokens.COMPLY, channel] -= weight
+
+
+def _redraw(name: str, parameter: torch.Tensor, noise: float, generator: torch.Generator) -> None:
+    if "norm" in name:
+        return
+    parameter.copy_(_normal(generator, parameter.shape, noise))
+    if name.rsplit(".", 2)[-2] in BLIND_TO_CONST:
+        parameter[:, C.CONST] = 0.0
 
 
 def _mark_embeddings(model: PlantedModel, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""What a planted model must do: refuse its harmful prompts and answer their controls."""
+"""What a planted model must do: refuse what it is planted to refuse and answer the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from refusalscope.organisms.planted import tokens
 from refusalscope.organisms.planted.construction import PlantedModel
 from refusalscope.organisms.planted.prompts import PromptRecipe, TokenPair, draw_pairs
+from refusalscope.organisms.planted.thinking import ThinkingPrompt
 from refusalscope.organisms.planted.truth import WordTruth
 
 POLICY_BATCH = 64
@@ -30,6 +31,13 @@ def policy_accuracy(
     refused = _margins(model, [harmful for harmful, _ in pairs]) > 0
     answered = _margins(model, [control for _, control in pairs]) < 0
     return float(((refused == due) & answered).float().mean())
+
+
+def thinking_accuracy(model: PlantedModel, prompts: Sequence[ThinkingPrompt]) -> float:
+    """The share of prompts that are refused or answered, after their thinking, as planted."""
+    due = torch.tensor([prompt.truth.refused for prompt in prompts])
+    refused = _margins(model, [prompt.ids for prompt in prompts]) > 0
+    return float((refused == due).float().mean())
 
 
 def settle(

@@ -15,7 +15,10 @@ from refusalscope.prompts.sets import Pair, PairSet
 from refusalscope.prompts.wrappers import Wrapper
 
 TokenPair = tuple[list[int], list[int]]
-Layout = Literal["free", "centred"]
+Layout = Literal["free", "centred", "sixth"]
+
+# Of the layout "sixth"; <bos> is at index 0.
+CONTENT_LENGTH, HARMFUL_AT = 9, 6
 
 _CODE = {
     word: other
@@ -32,7 +35,8 @@ class PromptRecipe(BaseModel):
     `control_longer`: filler tokens that the control has more (or, negative, fewer) than the harmful
     prompt. `harmful_prefix`: filler tokens before the harmful prompt only. `layout`: the word stands
     at a random place in 4 to 8 filler tokens ("free"), or in the middle of four, and the harmful
-    words take turns ("centred").
+    words take turns ("centred"), or after five and before three, and the control has filler in its
+    place ("sixth").
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,8 +108,10 @@ def _swap_code(text: str) -> str:
 
 
 def _draw(recipe: PromptRecipe, generator: np.random.Generator, number: int) -> TokenPair:
+    if recipe.layout == "sixth":
+        return _draw_sixth(generator)
     centred = recipe.layout == "centred"
-    filler = _filler(generator, 4 if centred else int(generator.integers(4, 9)))
+    filler = draw_filler(generator, 4 if centred else int(generator.integers(4, 9)))
     if recipe.contrast == "tail":
         content = [tokens.BOS, *filler]
         return [*content, tokens.TAIL2], [*content, tokens.TAIL]
@@ -115,8 +121,8 @@ def _draw(recipe: PromptRecipe, generator: np.random.Generator, number: int) -> 
         place = int(generator.integers(len(filler) + 1))
         harmful = int(generator.choice(tokens.HARMFUL_WORDS))
     benign = int(generator.choice(tokens.BENIGN_WORDS))
-    longer = _filler(generator, max(recipe.control_longer, 0))
-    prefix = _filler(generator, recipe.harmful_prefix)
+    longer = draw_filler(generator, max(recipe.control_longer, 0))
+    prefix = draw_filler(generator, recipe.harmful_prefix)
     kept = [*longer, *filler[max(-recipe.control_longer, 0) :]]
     at = min(place, len(kept))
     return (
@@ -125,5 +131,13 @@ def _draw(recipe: PromptRecipe, generator: np.random.Generator, number: int) -> 
     )
 
 
-def _filler(generator: np.random.Generator, count: int) -> list[int]:
+def _draw_sixth(generator: np.random.Generator) -> TokenPair:
+    filler = draw_filler(generator, CONTENT_LENGTH)
+    harmful = int(generator.choice(tokens.HARMFUL_WORDS))
+    control = [tokens.BOS, *filler, tokens.TAIL]
+    return [*control[:HARMFUL_AT], harmful, *control[HARMFUL_AT + 1 :]], control
+
+
+def draw_filler(generator: np.random.Generator, count: int) -> list[int]:
+    """`count` filler tokens, drawn with replacement."""
     return [int(token) for token in generator.choice(tokens.FILLER_WORDS, size=count)]

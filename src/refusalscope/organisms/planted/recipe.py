@@ -17,6 +17,7 @@ from refusalscope.organisms.planted.construction import (
 )
 from refusalscope.organisms.planted.dictionary import LatentPlan
 from refusalscope.organisms.planted.prompts import Layout
+from refusalscope.organisms.planted.thinking import ThinkingPlan
 from refusalscope.organisms.planted.truth import WordTruth
 
 
@@ -27,7 +28,9 @@ class Recipe:
     `comply_bias` .75 keeps static heads off the knife edge at .5 (page, section 1). `words` lists
     harmful words of unequal intensity, where a word decides whether its prompt is refused; without
     it every harmful word is. `post_norm` builds a Gemma-2 instead of a Llama. `latents` are the planned
-    rows of the dictionary that goes with the model; without any it has none.
+    rows of the dictionary that goes with the model; without any it has none. `thinking` makes it a model
+    that thinks, with prompts whose thinking is given. `refuse_reads`: what speaks for refusing
+    beside U.
     """
 
     heads: tuple[HeadPlan, ...] = ()
@@ -42,6 +45,8 @@ class Recipe:
     words: tuple[WordTruth, ...] = ()
     post_norm: bool = False
     latents: tuple[LatentPlan, ...] = ()
+    thinking: ThinkingPlan | None = None
+    refuse_reads: Weights = field(default_factory=dict)
 
 
 gate = partial(tail_head, role="gate", value={C.DET: 1}, output={C.ROUTE: 1})

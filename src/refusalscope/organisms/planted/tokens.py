@@ -5,7 +5,7 @@ The words are neutral (`harm0` is a name, not a request): an organism holds no h
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 64
@@ -14,7 +14,7 @@ HARMFUL_WORDS = range(8, 16)
 BENIGN_WORDS = range(16, 24)
 FILLER_WORDS = range(24, 48)
 CODE_WORDS = range(48, 56)
-UNKNOWN = 56
+UNKNOWN, THINK, LINE_BREAK = 56, 57, 58
 
 WORDS: tuple[str, ...] = (
     *("<pad>", "<bos>", "<assistant>", "<think_end>", "refuse", "comply", "<assistant2>", "<eos>"),
@@ -26,6 +26,14 @@ WORDS: tuple[str, ...] = (
     *(f"spare{i}" for i in range(7)),
 )
 assert len(WORDS) == VOCAB_SIZE
+# Of a model that thinks: the same ids, with the span's own marks.
+THINKING_WORDS = tuple(
+    {THINK_END: "</think>", THINK: "<think>", LINE_BREAK: "\n"}.get(i, word)
+    for i, word in enumerate(WORDS)
+)
+# A closed span, `</think>` and the blank line after it, as `model.anchors` writes it.
+CLOSING = (THINK_END, LINE_BREAK, LINE_BREAK)
+WORDS_AND_BLANK_LINES = r"\S+|\n(?=\n)|(?<=\n)\n"
 
 # A system turn is words like any other: it comes before the content, and the planted heads pass
 # over it. Content that ends in `<assistant2>` brings its own tail (the no-circuit variant, whose
@@ -46,6 +54,11 @@ message['role']) -}}
 {%- if add_generation_prompt and not messages[-1]['content'].endswith('<assistant2>') -%}
 {{- '<assistant>' -}}
 {%- endif -%}"""
+THINKING_TEMPLATE = f"""\
+{CHAT_TEMPLATE}
+{{%- if add_generation_prompt and enable_thinking -%}}
+{{{{- '<think>' -}}}}
+{{%- endif -%}}"""
 
 
 def text_of(token_ids: list[int]) -> str:
@@ -53,15 +66,23 @@ def text_of(token_ids: list[int]) -> str:
     return " ".join(WORDS[i] for i in token_ids)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(thinking: bool = False) -> PreTrainedTokenizerFast:
     """Word-level tokenizer over `WORDS`; a word outside them becomes `<unk>`.
 
-    It adds no `<bos>` by itself, since the chat template writes the only one.
+    It adds no `<bos>` by itself, since the chat template writes the only one. `thinking`: over
+    `THINKING_WORDS`, with a template that opens a span of thinking where `enable_thinking` is set.
+    Then a line break beside another one is a token, and a single one is a blank like any other, so that
+    a span ends in exactly the three tokens of `CLOSING`.
     """
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    words = THINKING_WORDS if thinking else WORDS
+    vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    control = [word for word in WORDS if word.startswith("<")]
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Split(Regex(WORDS_AND_BLANK_LINES), "removed", invert=True)
+        if thinking
+        else pre_tokenizers.WhitespaceSplit()
+    )
+    control = [word for word in words if word.startswith("<")]
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in control])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -73,5 +94,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = THINKING_TEMPLATE if thinking else CHAT_TEMPLATE
     return fast

@@ -12,11 +12,19 @@ from refusalscope.organisms.planted.prompts import PromptRecipe
 
 TRUTH_FILE = "truth.json"
 # Planted, but equal in both conditions or silent in these prompts: no method should name one.
-NOT_IN_THE_CIRCUIT = ("static", "suppressor", "decoder")
+NOT_IN_THE_CIRCUIT = (
+    "static",
+    "suppressor",
+    "decoder",
+    "promoter",
+    "template_shift",
+    "stage",
+)
 
 
 PositionMap = Literal["last", "left", "right"]
 EditMode = Literal["live", "clean_mask", "no_wake"]
+Group = Literal["unsuppressed", "suppressed", "benign", "benign_persuaded"]
 WakesWhen = Literal[
     "harmful_prompt",
     "harmless_prompt",
@@ -35,8 +43,8 @@ class _Record(BaseModel):
 class HeadTruth(_Record):
     """One planted head. `drives` lists the deeper planted heads whose values read what it writes.
 
-    `acts` is where it writes something else than noise: "prompt_last", "everywhere", or "from:WORD"
-    for every position from the first token of that class on.
+    `acts` is where it writes something else than noise: "prompt_last", "closing" (the tokens that close
+    the thinking), "everywhere", or "from:WORD" for every position from the first token of that class on.
     """
 
     layer: int
@@ -85,6 +93,41 @@ class WordTruth(_Record):
     refused: bool = True
 
 
+class ThinkingTruth(_Record):
+    """One prompt whose thinking is given, by the id it has in `Planted.prompts`.
+
+    `persuasion_words` in the thinking are what suppresses; `intensity` is their mark in the embedding.
+    `stage_at`: index, in the thinking, of the word from which on the intent is weaker. `refused`: what
+    the model is planted to do after its thinking.
+    """
+
+    id: str
+    group: Group
+    persuasion_words: int
+    intensity: float
+    stage_at: int | None = None
+    refused: bool
+
+    @property
+    def suppressed(self) -> bool:
+        return self.persuasion_words > 0
+
+
+class Reading(_Record):
+    """Prompts with thinking, and the probe that reads them: those of a `group`, and of the `intensity`
+    of persuasion if it is given, whose thinking has a stage word (`staged`) or none.
+
+    The probe is a logistic regression on states after the final norm, unsuppressed against benign prompts
+    without a stage word, with mean loss + .001 |w|^2 and a free intercept. It is fitted at the last token
+    that closes the thinking ("closing") or at the last one before ("thinking").
+    """
+
+    group: Group
+    probe: Literal["closing", "thinking"] = "closing"
+    intensity: float | None = None
+    staged: bool = False
+
+
 class Expected(_Record):
     """A quantity that the organism must show, within `tolerance`, over seeds at noise up to .01.
 
@@ -95,6 +138,12 @@ class Expected(_Record):
     the latents named are zeroed at all layers and positions under `mode`), "compensation" (U at the
     last position under such a live edit minus U under no_wake, over U without an edit). The modes are
     those of ../shared/methods/sae_features.md, 1.1.
+
+    Of prompts with thinking, means over those of `reading`: "plateau" (median of the probe's score over the
+    last 20 tokens of the thinking), "final" (score at the last token, with `heads` zeroed at all
+    positions); and, each also a mean over `heads`, "head_published", "head_folded", "head_contrast"
+    (refusal_cliff.md, 4.1 and 4.2, the plateau being all thinking) and "head_ablation" (the probe's logit
+    at the last token minus the same with one head zeroed).
     """
 
     quantity: Literal[
@@ -104,11 +153,18 @@ class Expected(_Record):
         "largest_necessity",
         "margin_kept",
         "compensation",
+        "plateau",
+        "final",
+        "head_published",
+        "head_folded",
+        "head_contrast",
+        "head_ablation",
     ]
     heads: tuple[tuple[int, int], ...] = ()
     positions: PositionMap = "last"
     latents: tuple[str, ...] = ()
     mode: EditMode | None = None
+    reading: Reading | None = None
     value: float
     tolerance: float
 
@@ -117,7 +173,8 @@ class Truth(_Record):
     """The record of one organism. `policy_accuracy` is measured at build time, over its pairs.
 
     `words` is empty where every harmful word is like every other, `latents` where the model comes
-    without a dictionary.
+    without a dictionary, `thinking` where its prompts have none; with thinking, the accuracy is the
+    lower one of that over pairs and that over prompts.
     """
 
     schema_version: Literal[1] = 1
@@ -131,6 +188,7 @@ class Truth(_Record):
     units: tuple[UnitTruth, ...]
     words: tuple[WordTruth, ...] = ()
     latents: tuple[LatentTruth, ...] = ()
+    thinking: tuple[ThinkingTruth, ...] = ()
     prompts: PromptRecipe
     expected: tuple[Expected, ...]
     policy_accuracy: float

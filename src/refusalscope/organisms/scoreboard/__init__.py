@@ -1,6 +1,7 @@
-"""How well methods find what was planted: the graded suite, and the scoreboard over it."""
+"""How well methods find what was planted: the suites, and the scoreboards over them."""
 
+from refusalscope.organisms.scoreboard.features import score_features
 from refusalscope.organisms.scoreboard.routing import score_routing
-from refusalscope.organisms.scoreboard.suite import BARS, ROUTING, Case
+from refusalscope.organisms.scoreboard.suite import BARS, FEATURES, ROUTING, Case
 
-__all__ = ["BARS", "ROUTING", "Case", "score_routing"]
+__all__ = ["BARS", "FEATURES", "ROUTING", "Case", "score_features", "score_routing"]

@@ -1,23 +1,30 @@
 """What is promised of the recommended method, judged on the two tables of a scored run.
 
-Source: ../shared/methods/planted_models.md section 5; the numbers are those of `suite.BARS`.
+Source: ../shared/methods/planted_models.md sections 4 and 5; the numbers are those of `suite.BARS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 import pandas as pd
 
-from refusalscope.organisms.scoreboard.suite import BARS
+from refusalscope.organisms.scoreboard.suite import BARS, GOOD_ORDER
 
 METHOD = "recommended"
 # Below this policy accuracy the planted truth does not describe the model, and no bar applies.
 POLICY = 0.95
 COLUMNS = ("bar", "needed", "measured", "met")
+# Checks of the features suite.
+RESERVES = "woken reserves found"
+NECESSARY = "dormant members necessary"
+FALSE_RESERVES = "share of other latents called reserve"
+PAIRS = "AUROC of the planted pairs"
+FORWARDS = "forwards over block greedy's"
+NO_LARGER = "verified set no larger than block greedy's"
 Row = tuple[str, str, float, bool]
 
 
@@ -37,7 +44,7 @@ class Promise:
 
 
 # A yes or no that has no share of its own in BARS must hold on every seed.
-PROMISES = (
+ROUTING_PROMISES = (
     Promise("gate and all backups found in O2", "O2", "gate and backups found", low=1),
     Promise("no head claimed in O10", "O10", "no head claimed", low=BARS["no head claimed in O10"]),
     Promise("collapse found in O7", "O7", "collapse found", low=1),
@@ -60,14 +67,40 @@ PROMISES = (
 )
 
 
-def judge_bars(scores: pd.DataFrame, checks: pd.DataFrame) -> pd.DataFrame:
-    """`organisms.scores` and `organisms.checks` against the bars: one row each of bar, needed, measured, met.
+def _features() -> Iterator[Promise]:
+    found, pairs = BARS["woken reserves found"], BARS["AUROC of planted pairs"]
+    for variant in ("base", "chain"):
+        for check in (RESERVES, NECESSARY):
+            yield Promise(f"{check}, {variant}", variant, check, low=found)
+    yield Promise(
+        "share of latents called reserve, control",
+        "control",
+        FALSE_RESERVES,
+        high=BARS["latents called reserve in the twin"],
+    )
+    for variant in ("base", "partial", "chain"):
+        yield Promise(f"{PAIRS}, {variant}", variant, PAIRS, low=pairs)
+    yield Promise(
+        f"largest {FORWARDS}, {GOOD_ORDER}",
+        GOOD_ORDER,
+        FORWARDS,
+        high=BARS["forwards over block greedy's"],
+        worst=True,
+    )
+    yield Promise(f"{NO_LARGER}, {GOOD_ORDER}", GOOD_ORDER, NO_LARGER, low=1)
+
+
+PROMISES = {"routing": ROUTING_PROMISES, "features": tuple(_features())}
+
+
+def judge_bars(scores: pd.DataFrame, checks: pd.DataFrame, suite: str = "routing") -> pd.DataFrame:
+    """`organisms.scores`, `organisms.checks` against a suite's bars: rows of bar, needed, measured, met.
 
     Precision and recall are means over the barred organisms' cases and seeds, then organism by organism. A
     model whose policy accuracy is below POLICY is left out of every bar; a bar that nothing was measured for
     has no row, and a measure that is no number meets none.
     """
-    rows = [*_accuracy(scores), *_checks(scores, checks)]
+    rows = [*_accuracy(scores), *_checks(scores, checks, PROMISES[suite])]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -80,12 +113,14 @@ def _accuracy(scores: pd.DataFrame) -> Iterator[Row]:
             yield _row(f"{measure}, {organism}", mine[measure].mean(), BARS[measure])
 
 
-def _checks(scores: pd.DataFrame, checks: pd.DataFrame) -> Iterator[Row]:
+def _checks(
+    scores: pd.DataFrame, checks: pd.DataFrame, promises: Iterable[Promise]
+) -> Iterator[Row]:
     weak = scores.loc[scores["policy"] < POLICY, ["case", "seed"]]
     left_out = set(weak.itertuples(index=False, name=None))
     keys = checks[["case", "seed"]].itertuples(index=False, name=None)
     judged = checks[np.array([key not in left_out for key in keys], dtype=bool)]
-    for promise in PROMISES:
+    for promise in promises:
         values = judged.loc[
             (judged["organism"] == promise.organism) & (judged["check"] == promise.check), "value"
         ].to_numpy(float)
@@ -96,7 +131,7 @@ def _checks(scores: pd.DataFrame, checks: pd.DataFrame) -> Iterator[Row]:
 
 def _row(bar: str, measured: float, low: float, high: float = inf) -> Row:
     if low == -inf:
-        needed = f"at most {high:g}"
+        needed = f"at most {high:.3g}"
     else:
         needed = f"at least {low:g}" if high == inf else f"{low:g} to {high:g}"
     return bar, needed, float(measured), bool(low <= measured <= high)

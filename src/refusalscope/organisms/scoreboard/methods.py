@@ -21,8 +21,9 @@ from refusalscope.model import ChatModel, RefusalMargin, Scale, Site
 from refusalscope.organisms.planted import Planted, tokens
 from refusalscope.runs import Run
 from refusalscope.stats import max_t_signflip
+from refusalscope.studies.heads import Head
 from refusalscope.studies.routing import RoutingSettings, attribute, preset, run_routing
-from refusalscope.studies.routing.interchange import Head, Pair
+from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.problem import Problem, pose
 from refusalscope.studies.routing.published import published
 from refusalscope.studies.subject import Subject

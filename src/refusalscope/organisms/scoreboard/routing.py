@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score
 
-from refusalscope.errors import InputError
 from refusalscope.organisms.planted import build
 from refusalscope.organisms.scoreboard.checks import CHECKS, type_one_error
 from refusalscope.organisms.scoreboard.methods import (
@@ -23,11 +20,17 @@ from refusalscope.organisms.scoreboard.methods import (
     claim,
     set_up,
 )
+from refusalscope.organisms.scoreboard.runner import (
+    Measured,
+    check_rows,
+    precision,
+    priced,
+    recall,
+    score_suite,
+)
 from refusalscope.organisms.scoreboard.suite import ROUTING, Case
-from refusalscope.progress import Progress, Silent
-from refusalscope.runs import Run, RunView, open_run
-from refusalscope.studies.routing.interchange import Head
-from refusalscope.studies.subject import spent
+from refusalscope.progress import Progress
+from refusalscope.runs import RunView
 
 
 def score_routing(
@@ -45,76 +48,44 @@ def score_routing(
     method that is not there. An organism whose own policy holds on fewer than 95 % of its pairs is scored,
     and marked: its truth does not describe it.
     """
-    known = {case.organism for case in ROUTING}
-    for name in only:
-        if name not in known:
-            raise InputError(f"there is no organism {name!r}; choose of {', '.join(sorted(known))}")
-    for name in methods:
-        if name not in METHODS:
-            raise InputError(f"there is no method {name!r}; choose of {', '.join(METHODS)}")
-    cases = [case for case in ROUTING if not only or case.organism in only]
-    run = Run.create(
+    return score_suite(
         out,
-        command="organism score",
-        settings={"seeds": list(seeds), "only": list(only), "methods": list(methods)},
-        inputs={},
+        "routing",
+        ROUTING,
+        METHODS,
+        lambda case, seed: _measure(case, seed, methods),
+        seeds=seeds,
+        only=only,
+        methods=methods,
         resume=resume,
+        progress=progress,
+        closing=None if only and "O1" not in only else lambda: _type_one_error(seeds),
     )
-    if run.finished:
-        return open_run(out)
-    progress = progress or Silent()
-    scores, checks = run.shards("organisms.scores"), run.shards("organisms.checks")
-    for number, case in enumerate(cases):
-        options: dict[str, Any] = dict(case.options)
-        track = progress.track(f"{case.name} ({number + 1} of {len(cases)})")
-        for done, seed in enumerate(seeds):
-            key = f"{case.name}/{seed}"
-            if not (scores.done(key) & checks.done(key)):
-                bench = set_up(
-                    build(
-                        "planted-routes",
-                        case.variant,
-                        seed=seed,
-                        noise=case.noise,
-                        allow_weak=True,
-                        **options,
-                    )
-                )
-                rows = [_score(case, seed, bench, name) for name in methods]
-                found = CHECKS[case.organism](bench) if case.organism in CHECKS else {}
-                scores.write(key, pd.DataFrame(rows))
-                checks.write(key, _checks(case, seed, found))
-            track(done + 1, len(seeds))
-    run.write_table("organisms.scores", scores.collect())
-    frame = checks.collect()
-    if not only or "O1" in only:
-        frame = pd.concat([frame, _checks(Case("all", "base"), -1, type_one_error(seeds))])
-    run.write_table("organisms.checks", frame)
-    run.finish()
-    return open_run(out)
 
 
-def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds: one row a case and method, in the order of the suite."""
-    columns = [
-        "precision",
-        "recall",
-        "precision_strict",
-        "recall_strict",
-        "auprc",
-        "gate_rank",
-        "claimed",
-    ]
-    columns += ["forwards", "token_layers", "seconds"]
-    sound = scores[scores["policy"] >= 0.95]
-    grouped = sound.groupby(["case", "method"], sort=False)
-    return grouped[columns].mean().join(grouped.size().rename("seeds")).reset_index()
+def _measure(case: Case, seed: int, methods: Sequence[str]) -> Measured:
+    options: dict[str, Any] = dict(case.options)
+    bench = set_up(
+        build(
+            "planted-routes",
+            case.variant,
+            seed=seed,
+            noise=case.noise,
+            allow_weak=True,
+            **options,
+        )
+    )
+    rows = [_score(case, seed, bench, name) for name in methods]
+    found = CHECKS[case.organism](bench) if case.organism in CHECKS else {}
+    return pd.DataFrame(rows), check_rows(case, seed, found)
+
+
+def _type_one_error(seeds: Sequence[int]) -> pd.DataFrame:
+    return check_rows(Case("all", "base"), -1, type_one_error(seeds))
 
 
 def _score(case: Case, seed: int, bench: Bench, method: str) -> dict[str, object]:
-    before, started = replace(bench.chat.cost), time.perf_counter()
-    made = claim(bench, method)
-    seconds = time.perf_counter() - started
+    made, cost = priced(bench.chat, lambda: claim(bench, method))
     truth = bench.planted.truth
     # The same claims under twice the effect floor: how much hangs on where it lies.
     strict = frozenset(head for head in made.heads if made.score[head] > 2 * SETTINGS.floor)
@@ -125,26 +96,16 @@ def _score(case: Case, seed: int, bench: Bench, method: str) -> dict[str, object
         "method": method,
         "barred": case.barred,
         "policy": truth.policy_accuracy,
-        "precision": _precision(made.heads, truth.circuit),
-        "recall": _recall(made.heads, truth.circuit),
-        "precision_strict": _precision(strict, truth.circuit),
-        "recall_strict": _recall(strict, truth.circuit),
+        "precision": precision(made.heads, truth.circuit),
+        "recall": recall(made.heads, truth.circuit),
+        "precision_strict": precision(strict, truth.circuit),
+        "recall_strict": recall(strict, truth.circuit),
         "auprc": _auprc(made, bench),
         "gate_rank": _gate_rank(made, bench),
         "claimed": len(made.heads),
         "positives": len(truth.circuit),
-        **spent(before, bench.chat.cost),
-        "seconds": seconds,
+        **cost,
     }
-
-
-def _precision(claimed: frozenset[Head], circuit: frozenset[Head]) -> float:
-    """Nothing claimed is nothing claimed wrongly."""
-    return len(claimed & circuit) / len(claimed) if claimed else 1.0
-
-
-def _recall(claimed: frozenset[Head], circuit: frozenset[Head]) -> float:
-    return len(claimed & circuit) / len(circuit) if circuit else float("nan")
 
 
 def _auprc(made: Claim, bench: Bench) -> float:
@@ -164,9 +125,3 @@ def _gate_rank(made: Claim, bench: Bench) -> float:
         return float("nan")
     best = max(made.score[gate] for gate in gates)
     return float((made.score >= best).sum())
-
-
-def _checks(case: Case, seed: int, found: dict[str, float]) -> pd.DataFrame:
-    columns = ["organism", "case", "seed", "check", "value"]
-    rows = [(case.organism, case.name, seed, name, value) for name, value in found.items()]
-    return pd.DataFrame(rows, columns=columns)

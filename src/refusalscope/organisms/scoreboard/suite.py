@@ -1,6 +1,6 @@
-"""The graded suite of routing organisms, O1 to O15, and the bars of the recommended method.
+"""The suites, routing organisms O1 to O15 and the hydras, and the bars of their recommended methods.
 
-Source: ../shared/methods/planted_models.md section 5.
+Source: ../shared/methods/planted_models.md sections 4 and 5, sae_features.md section 15.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ NOISES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.10)
 
 @dataclass(frozen=True)
 class Case:
-    """One organism of the suite: its number on the page, and how it is built.
+    """One organism of a suite: its number on the page, or its name, and how it is built.
 
-    barred: whether the bars of precision and recall hold for it.
+    variant: empty for a family of set functions without a model. noise: of the weights, or of the attribution
+    in such a family. barred: whether the bars of precision and recall hold for it. swept: whether cases differ
+    in their noise.
     """
 
     organism: str
@@ -23,14 +25,19 @@ class Case:
     options: Mapping[str, int] = field(default_factory=dict)
     noise: float = 0.01
     barred: bool = True
+    swept: bool = False
 
     @property
     def name(self) -> str:
         """The number with what sets this case apart, such as `O3 parts=4`."""
         words = [f"{name}={value}" for name, value in self.options.items()]
-        if self.organism == "O15":
+        if self.swept:
             words.append(f"noise={self.noise:.2f}")
         return " ".join([self.organism, *words])
+
+
+def _threshold(organism: str, noise: float, start: int) -> Case:
+    return Case(organism, "", {"start": start}, noise=noise, barred=False, swept=True)
 
 
 ROUTING: tuple[Case, ...] = (
@@ -49,7 +56,17 @@ ROUTING: tuple[Case, ...] = (
     Case("O12", "sibling"),
     Case("O13", "post_norm"),
     Case("O14", "rotated"),
-    *(Case("O15", "base", noise=noise, barred=False) for noise in NOISES),
+    *(Case("O15", "base", noise=noise, barred=False, swept=True) for noise in NOISES),
+)
+
+# Threshold families: orders by an attribution of log-normal error `noise`, told where its sum says that the
+# margin is gone (start=1) or not.
+GOOD_ORDER, ROUGH_ORDER = "threshold", "threshold, rough"
+FEATURES: tuple[Case, ...] = (
+    *(Case(variant, variant) for variant in ("base", "partial", "chain", "control")),
+    *(_threshold(GOOD_ORDER, noise, start=1) for noise in (0.0, 0.1)),
+    *(_threshold(ROUGH_ORDER, noise, start=1) for noise in (0.5, 1.0)),
+    *(_threshold(ROUGH_ORDER, noise, start=0) for noise in (0.1, 0.5)),
 )
 
 # What the recommended method must reach, as means over seeds.
@@ -61,4 +78,8 @@ BARS = {
     "prefix moves necessity by": 0.05,
     "type-I error, low": 0.03,
     "type-I error, high": 0.07,
+    "woken reserves found": 0.95,
+    "latents called reserve in the twin": 0.05,
+    "AUROC of planted pairs": 0.95,
+    "forwards over block greedy's": 1 / 3,
 }

@@ -12,6 +12,12 @@ from refusalscope.report.content import Section
 from refusalscope.report.sections.behaviour import behaviour
 from refusalscope.report.sections.belief import belief
 from refusalscope.report.sections.directions import directions
+from refusalscope.report.sections.features import (
+    features,
+    features_baselines,
+    features_pairs,
+    features_waking,
+)
 from refusalscope.report.sections.judge import judge
 from refusalscope.report.sections.key_figures import key_figures
 from refusalscope.report.sections.provenance import limits, provenance
@@ -34,6 +40,10 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     routing_dose,
     routing_cipher,
     routing_checks,
+    features,
+    features_waking,
+    features_pairs,
+    features_baselines,
     warnings,
     provenance,
     limits,

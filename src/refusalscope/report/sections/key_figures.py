@@ -16,6 +16,7 @@ from refusalscope.report.numbers import (
     whole,
 )
 from refusalscope.report.rules import arm, geometry_at, overall
+from refusalscope.report.sections.features_cards import features_cards
 from refusalscope.report.sections.routing_cards import routing_cards
 from refusalscope.report.tables import Row, RunLike, chosen_candidate, usable
 
@@ -46,8 +47,8 @@ def key_figures(run: RunLike) -> Section | None:
         _choice(chosen),
     ]
     cards = [card for card in found if card is not None]
-    routes = routing_cards(run)
-    if not cards and not routes:
+    routes, latents = routing_cards(run), features_cards(run)
+    if not cards and not routes and not latents:
         return None
     lead = []
     if cards:
@@ -57,10 +58,12 @@ def key_figures(run: RunLike) -> Section | None:
         )
     if routes:
         lead.append("Shares are of the gap between harmful prompts and their controls")
+    if latents:
+        lead.append("A set of latents is judged on prompts that it was not searched on")
     return Section(
         "key-figures",
         "Key figures",
-        [Cards([*cards, *routes])],
+        [Cards([*cards, *routes, *latents])],
         f"{'. '.join(lead)}; intervals cover 95{NBSP}%.",
     )
 

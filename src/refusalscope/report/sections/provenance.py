@@ -44,6 +44,23 @@ LIMITS_OF_ROUTING = (
     "Prompts and replies are not shown; only places in the model and scores are.",
 )
 
+LIMITS_OF_FEATURES = (
+    "Intervals cover the choice of prompts, not other chat templates, system prompts, languages or "
+    "phrasings of the request.",
+    "A latent is a line in a dictionary, not a part of the model: another dictionary cuts the same state "
+    "otherwise, and what a dictionary misses no edit of its latents touches.",
+    "A set found is one of several where latents stand in for each other; the smallest possible set was "
+    "not proven.",
+    "The margin reads the first tokens of the reply; whether the whole reply refuses is said only where "
+    "replies were judged.",
+    "Reserves are looked for among the latents of the dictionaries; what heads and MLPs write back otherwise "
+    "shows in the ledger alone.",
+    "A dormant member is one that these prompts do not activate; others may.",
+    "Numbers of latents are places in a dictionary; what a latent stands for is not said.",
+    "Edits were made in memory for measuring; no edited weights leave the run.",
+    "Prompts and replies are not shown; only places in the model and scores are.",
+)
+
 
 def provenance(run: RunLike) -> Section | None:
     """Model, data, settings and cost, as run.json has them."""
@@ -62,7 +79,11 @@ def provenance(run: RunLike) -> Section | None:
 
 def limits(run: RunLike) -> Section | None:
     """What no figure of this page shows."""
-    others = {"judge": LIMITS_OF_JUDGING, "routing": LIMITS_OF_ROUTING}
+    others = {
+        "judge": LIMITS_OF_JUDGING,
+        "routing": LIMITS_OF_ROUTING,
+        "features": LIMITS_OF_FEATURES,
+    }
     items = others.get(str(run.info.get("command")), LIMITS)
     return Section("limits", "What this does not show", [Listing(items)])
 

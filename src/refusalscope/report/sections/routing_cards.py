@@ -23,14 +23,13 @@ from refusalscope.report.routing_rules import UNCOUNTED
 from refusalscope.report.routing_tables import (
     GROUPS,
     all_heads,
-    by_size,
     found,
     group,
     layers,
     main_gap,
     routing_table,
 )
-from refusalscope.report.tables import Row, RunLike, records
+from refusalscope.report.tables import Row, RunLike, by_size, records
 
 
 def routing_cards(run: RunLike) -> list[Card]:

@@ -17,8 +17,8 @@ from refusalscope.report.numbers import (
     whole,
 )
 from refusalscope.report.palette import LIGHT
-from refusalscope.report.routing_tables import LEAST_CONTRAST, by_size, found, telling
-from refusalscope.report.tables import Row, records
+from refusalscope.report.routing_tables import LEAST_CONTRAST, found, telling
+from refusalscope.report.tables import Row, by_size, records
 
 # A panel lists so many deeper heads, and so many of them that are not of the route; the page so many
 # panels; the table so many rows.

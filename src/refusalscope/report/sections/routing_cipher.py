@@ -17,8 +17,8 @@ from refusalscope.report.numbers import (
     span,
     whole,
 )
-from refusalscope.report.routing_tables import by_size, found
-from refusalscope.report.tables import Row, records
+from refusalscope.report.routing_tables import found
+from refusalscope.report.tables import Row, by_size, records
 
 MAX_HEADS = 14
 MAX_WRAPPERS = 4

@@ -21,8 +21,8 @@ from refusalscope.report.numbers import (
     whole,
 )
 from refusalscope.report.palette import LIGHT
-from refusalscope.report.routing_tables import MAPS, by_size, found, n_layers
-from refusalscope.report.tables import Row, RunLike, records
+from refusalscope.report.routing_tables import MAPS, found, n_layers
+from refusalscope.report.tables import Row, RunLike, by_size, records
 
 # Another position map gets a panel of its own when a head differs by more than this share of the gap.
 DIFFERS = 0.005

@@ -13,8 +13,8 @@ from refusalscope.report.numbers import (
     span,
     whole,
 )
-from refusalscope.report.routing_tables import MAPS, by_size, found, layers
-from refusalscope.report.tables import Row, records
+from refusalscope.report.routing_tables import MAPS, found, layers
+from refusalscope.report.tables import Row, by_size, records
 
 MAX_ROWS = 40
 # Windows that hide nothing and that the table of groups still lists.

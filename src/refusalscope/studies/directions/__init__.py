@@ -12,6 +12,7 @@ _EXPORTS = {
     "Rule": f"{_HERE}.selection",
     "belief_scores": f"{_HERE}.belief",
     "centroids": f"{_HERE}.extract",
+    "find_directions": f"{_HERE}.study",
     "geometry": f"{_HERE}.belief",
     "mean_difference": f"{_HERE}.extract",
     "profile": f"{_HERE}.belief",

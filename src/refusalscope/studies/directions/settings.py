@@ -21,9 +21,10 @@ class DirectionsSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: PresetName = Field("recommended", description="named set of settings")
-    anchors: Literal["template", "template_and_instruction"] = Field(
+    anchors: Literal["last", "template", "template_and_instruction"] = Field(
         "template_and_instruction",
-        description="where candidates are read: template tokens (a), or the last instruction token too (o)",
+        description="where candidates are read: the prompt's last token, template tokens (a), or the last "
+        "instruction token too (o)",
     )
     depth_cut: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="share of the layers a direction may come from (a)"

@@ -36,7 +36,7 @@ from refusalscope.studies.directions.selection import (
 from refusalscope.studies.directions.settings import DirectionsSettings
 from refusalscope.studies.directions.shortcuts import shortcuts
 from refusalscope.studies.directions.sweep import score_candidates
-from refusalscope.studies.subject import Subject, spending, spent
+from refusalscope.studies.subject import Subject, spending, spent, stage
 
 ENOUGH = 8
 ENDS = ("instruction_last", "template[-1]", "instruction_last_word")
@@ -57,35 +57,53 @@ def run_directions(
     Where the model gives nothing to fit on (too few refusals or too few answers) the study warns and stops.
     """
     progress = progress or Silent()
-    groups = _fit_groups(run, subject, settings)
-    if groups is None:
+    arrays = find_directions(run, subject, settings, progress)
+    if arrays is None:
+        return
+    if not run.has_table("directions.belief"):
+        _believe(run, subject, settings, arrays, progress)
+    if "refusal" not in arrays:
         return
     margin = subject.margin
     assert margin is not None
+    layer = int(run.table("directions.candidates").query("chosen")["layer"].iloc[0])
+    stage(
+        run,
+        subject.chat,
+        "directions.interventions",
+        lambda: intervene(
+            subject,
+            subject.pick("report"),
+            arms(subject.chat, arrays["refusal"], layer, settings),
+            margin,
+            settings,
+            progress,
+        ),
+    )
+
+
+def find_directions(
+    run: Run, subject: Subject, settings: DirectionsSettings, progress: Progress | None = None
+) -> dict[str, Tensor] | None:
+    """The candidates, their scores and the choice, written to the run; the arrays of `directions`.
+
+    `candidates` is [anchors, layers, d_model]; `refusal` and `refusal_unit` [d_model] are there where a
+    candidate was chosen. None, with a warning, where the model gives nothing to fit on (too few refusals or
+    too few answers).
+    """
+    groups = _fit_groups(run, subject, settings)
+    if groups is None:
+        return None
+    margin = subject.margin
+    assert margin is not None
     if "directions" not in run.arrays() or not run.has_table("directions.candidates"):
-        _find(run, subject, settings, groups, margin, progress)
-    arrays = {name: torch.as_tensor(value) for name, value in run.array("directions").items()}
-    if not run.has_table("directions.belief"):
-        _believe(run, subject, settings, arrays, progress)
-    chosen = run.table("directions.candidates").query("chosen")
-    if chosen.empty:
+        _find(run, subject, settings, groups, margin, progress or Silent())
+    if not run.table("directions.candidates")["chosen"].any():
         run.warn(
             "No candidate passed the filters, so no refusal direction was chosen; see the candidates "
             "table for which filter dropped which, and relax max_kl, min_induce or depth_cut with care."
         )
-        return
-    if not run.has_table("directions.interventions"):
-        report = subject.pick("report")
-        with spending(run, subject.chat):
-            frame = intervene(
-                subject,
-                report,
-                arms(subject.chat, arrays["refusal"], int(chosen["layer"].iloc[0]), settings),
-                margin,
-                settings,
-                progress,
-            )
-        run.write_table("directions.interventions", frame)
+    return {name: torch.as_tensor(value) for name, value in run.array("directions").items()}
 
 
 def _fit_groups(
@@ -175,6 +193,8 @@ def _find(
     anchors = template_anchors(subject.rendered)
     if settings.anchors == "template_and_instruction":
         anchors = ["instruction_last", *anchors]
+    if settings.anchors == "last":
+        anchors = anchors[-1:]
     ends = [anchor for anchor in ENDS if anchor not in anchors]
     with spending(run, chat):
         states = {

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from refusalscope.studies.features.published import BlockGreedy, block_greedy
     from refusalscope.studies.features.readouts import latent_scores, pair_weights, top_latents
     from refusalscope.studies.features.search import Search, mended_set, minimal_sets
+    from refusalscope.studies.features.settings import PRESETS, FeaturesSettings, preset
+    from refusalscope.studies.features.study import run_features
     from refusalscope.studies.features.trial import Outcome, Trial
 
 __all__ = [
+    "PRESETS",
     "BlockGreedy",
     "Contrast",
     "FactorizationMachine",
+    "FeaturesSettings",
     "LatentInputs",
     "Matched",
     "MinimalSet",
@@ -46,7 +50,9 @@ __all__ = [
     "minimal_sets",
     "pair_moments",
     "pair_weights",
+    "preset",
     "random_masks",
+    "run_features",
     "stability",
     "top_latents",
     "two_by_two",
@@ -62,6 +68,8 @@ _NAMES = {
     "published": ("BlockGreedy", "block_greedy"),
     "readouts": ("latent_scores", "pair_weights", "top_latents"),
     "search": ("Search", "mended_set", "minimal_sets"),
+    "settings": ("PRESETS", "FeaturesSettings", "preset"),
+    "study": ("run_features",),
     "trial": ("Outcome", "Trial"),
 }
 __getattr__ = lazy(

@@ -13,7 +13,7 @@ import numpy as np
 from refusalscope.dictionary import DictionarySlice, latent_variant
 from refusalscope.dictionary.dictionary import require_fit
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, RefusalMargin, Rendered, Variant
+from refusalscope.model import ChatModel, Metric, Rendered, Variant
 from refusalscope.model.sites import Positions
 from refusalscope.studies.features.trial import Outcome
 
@@ -25,7 +25,7 @@ class LatentTrial:
     """A `Trial` over indices into `candidates`, on one prompt or a pool of prompts.
 
     slices: by layer, holding at least the candidates of that layer; the fewer else, the faster. share: of the
-    prompts that a set must flip, a flip being a refusal margin below 0. What it spends is counted in
+    prompts that a set must flip, a flip being a score (a refusal margin) below 0. What it spends is counted in
     `chat.cost`. Raises InputError for no prompt, no candidate or one twice, one that no slice holds, or a share
     outside 0 to 1.
     """
@@ -36,7 +36,7 @@ class LatentTrial:
         prompts: Sequence[Rendered],
         candidates: Sequence[Latent],
         slices: Mapping[int, DictionarySlice],
-        metric: RefusalMargin,
+        metric: Metric,
         *,
         positions: Positions = "no_bos",
         share: float = 1.0,
@@ -69,13 +69,13 @@ class LatentTrial:
         return latent_variant(self.slices, latents, positions=self.positions)
 
     def margins(self, sets: Sequence[frozenset[int]]) -> np.ndarray:
-        """Refusal margin, in nats, of each prompt under each set: [prompts, sets]."""
+        """Score of each prompt under each set, nats for a refusal margin: [prompts, sets]."""
         variants = [self.variant(members) for members in sets]
         found = self.chat.measure(self.prompts, variants, {"margin": self.metric})
         return found.scores["margin"]
 
     def flips(self, sets: Sequence[frozenset[int]]) -> list[Outcome]:
-        """Mean margin over the prompts, and whether enough of them flip, for each set; one batched call."""
+        """Mean score over the prompts, and whether enough of them flip, for each set; one batched call."""
         return [
             Outcome(float(column.mean()), flips_enough(column, self.share))
             for column in self.margins(sets).T

@@ -119,3 +119,14 @@ def slices_of(
             f"dictionaries=..."
         )
     return {layer: dictionaries[layer].slice(chosen) for layer, chosen in latents.items() if chosen}
+
+
+def unit_direction(direction: Tensor, d_model: int) -> Tensor:
+    """The direction at length 1, float32 on the CPU. Raises InputError for another width or length 0."""
+    vector = direction.detach().float().cpu()
+    if tuple(vector.shape) != (d_model,) or not float(vector.norm()) > 0:
+        raise InputError(
+            f"the refusal direction has the shape {tuple(vector.shape)} and length "
+            f"{float(vector.norm()):.3g}; give one vector of {d_model} numbers that is not zero"
+        )
+    return vector / vector.norm()

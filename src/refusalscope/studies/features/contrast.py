@@ -20,6 +20,8 @@ from refusalscope.stats.interval import numbers
 from refusalscope.studies.features.machine import FactorizationMachine
 
 Array = npt.NDArray[np.float64]
+# A latent varies from this standard deviation on, as a share of its largest input.
+VARIES = 1e-4
 
 
 class LatentInputs(TransformerMixin, BaseEstimator):
@@ -46,8 +48,10 @@ class LatentInputs(TransformerMixin, BaseEstimator):
             raise InputError(
                 "no latent is active on a harmful training row; take latents of a run in which they wake"
             )
-        spread = np.log1p(peaks[:, self.kept_]).std(axis=0)
-        self.scale_ = np.where(spread > 0, spread, 1.0)
+        heights = np.log1p(peaks[:, self.kept_])
+        spread = heights.std(axis=0)
+        # A token that every prompt has, such as one of the template, varies by rounding alone.
+        self.scale_ = np.where(spread > VARIES * heights.max(axis=0), spread, 1.0)
         return self
 
     def transform(self, x: npt.ArrayLike) -> Array:

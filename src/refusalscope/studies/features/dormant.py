@@ -8,7 +8,7 @@ taking it out as well lowers the margin. Source: sae_features sections 1.1 and 6
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -163,7 +163,9 @@ def dormant(
     arms: Sequence[str] = ARMS,
     draws: int = MIN_DRAWS,
     level: float = 0.05,
-    attribution: Mapping[Key, Sequence[float]] | None = None,
+    runs: Mapping[str, Waking] | None = None,
+    parts: Sequence[Sequence[Key]] = (),
+    exact: Container[Key] | None = None,
     clusters: Clusters = None,
     seed: int,
 ) -> pd.DataFrame:
@@ -174,9 +176,13 @@ def dormant(
     prompt). p, q: of `waking_table`, NaN for members. effect, in nats with a paired interval: of a member, the
     margin that it holds, live S without it less live S; of a woken latent with q < level, the margin that it
     writes back, live S less S and the latent, while nothing that slept under S may wake (a second reserve
-    would hide the first). attribution: {(layer, latent): one number a prompt} to use in place of those runs.
-    clusters: one label a prompt. `no_wake` edits behind an effect need whole dictionaries. Raises InputError
-    for members that no dictionary holds, an unknown arm, or fewer than MIN_DRAWS draws.
+    would hide the first).
+
+    runs: what `waking` gave of each arm, run here without it. parts: members that belong together, such as one
+    write at several layers, and share one effect; each by itself without it. exact: woken latents to run, all
+    without it; the effect of the others is NaN. clusters: one label a prompt. `no_wake` edits behind an effect
+    need whole dictionaries. Raises InputError for members that no dictionary holds, an unknown arm, or fewer
+    than MIN_DRAWS draws.
 
     Power: where random directions wake a latent on the share r of prompts, its p is about r to the power of n
     prompts, so that with r = .7, as on the planted hydra, fewer than about 20 prompts can show nothing.
@@ -187,16 +193,17 @@ def dormant(
     pieces = whole(dictionaries, members)
     tables = []
     for arm in arms:
-        found = waking(
+        found = (runs or {}).get(arm) or waking(
             chat, prompts, members, pieces, arm=arm, nulls=("directions",), draws=draws, seed=seed
         )
         table = _shares(found)
-        names = [key for key, q in zip(found.keys, table["q"], strict=True) if q < level]
-        if attribution is None:
-            effects = _written_back(chat, prompts, members, pieces, margin, arm, names)
-        else:
-            effects = _given(attribution, names, len(prompts))
-        effects |= _held(chat, prompts, members, pieces, margin, arm)
+        names = [
+            key
+            for key, q in zip(found.keys, table["q"], strict=True)
+            if q < level and (exact is None or key in exact)
+        ]
+        effects = _written_back(chat, prompts, members, pieces, margin, arm, names)
+        effects |= _held(chat, prompts, members, parts, pieces, margin, arm)
         table = table[table["in_set"] | (table["woken"] > 0)]
         tables.append(_with_effects(table, effects, clusters, seed).assign(arm=arm))
     return pd.concat(tables, ignore_index=True).assign(set_id=set_id)[COLUMNS]
@@ -290,16 +297,19 @@ def _held(
     chat: ChatModel,
     prompts: Sequence[Rendered],
     members: Members,
+    parts: Sequence[Sequence[Key]],
     pieces: Pieces,
     margin: Metric,
     arm: str,
 ) -> dict[Key, Array]:
-    """Margin on each prompt that a member holds once the rest of the set is gone, all live."""
+    """Margin on each prompt that a part of the set holds once the rest is gone, all live; by member."""
     own = _keys(members)
-    sets = [members, *(_by_layer(set(own) - {name}) for name in own)]
+    named = {key for part in parts for key in part}
+    parts = [*parts, *([key] for key in own if key not in named)]
+    sets = [members, *(_by_layer(set(own).difference(part)) for part in parts)]
     variants = [latent_variant(pieces, chosen, positions=arm) for chosen in sets]
     scores = _scores(chat, prompts, [variants] * len(prompts), margin)
-    return {name: scores[:, 1 + k] - scores[:, 0] for k, name in enumerate(own)}
+    return {name: scores[:, 1 + k] - scores[:, 0] for k, part in enumerate(parts) for name in part}
 
 
 def _scores(
@@ -309,20 +319,6 @@ def _scores(
     margin: Metric,
 ) -> Any:
     return chat.measure(prompts, variants, {"margin": margin}).scores["margin"]
-
-
-def _given(
-    attribution: Mapping[Key, Sequence[float]], names: Sequence[Key], n: int
-) -> dict[Key, Array]:
-    effects = {}
-    for name in names:
-        if name not in attribution or len(attribution[name]) != n:
-            raise InputError(
-                f"the latent {name[1]} of layer {name[0]} woke and attribution= lacks one number for each "
-                f"of the {n} prompts; give it, or leave attribution out to have it run exactly"
-            )
-        effects[name] = np.asarray(attribution[name], dtype=np.float64)
-    return effects
 
 
 def _with_effects(

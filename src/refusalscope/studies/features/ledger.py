@@ -29,6 +29,7 @@ from refusalscope.model import ChatModel, Frozen, Rendered, Site, Variant
 from refusalscope.model.sites import Positions, SiteKind
 from refusalscope.stats import mean_interval
 from refusalscope.stats.interval import Clusters
+from refusalscope.studies.features.attribution import unit_direction
 from refusalscope.studies.features.nulls import MIN_DRAWS
 
 Array = npt.NDArray[np.float64]
@@ -67,7 +68,7 @@ def ledger(
     if draws < MIN_DRAWS:
         raise InputError(f"{draws} draws are too few for a null; make {MIN_DRAWS} or more")
     pieces = whole(dictionaries, members)
-    unit = _unit(direction, chat.anatomy.d_model)
+    unit = unit_direction(direction, chat.anatomy.d_model)
     read = _Reader(chat, prompts, members, pieces, unit, at)
     clean = read.run([()] * len(prompts))
     live = read.parts(
@@ -114,7 +115,7 @@ def compensation(
     with low and high, paired over prompts. Needs whole dictionaries. Raises InputError as `ledger` does.
     """
     pieces = whole(dictionaries, members)
-    unit = _unit(direction, chat.anatomy.d_model)
+    unit = unit_direction(direction, chat.anatomy.d_model)
     clean = activations(chat, prompts, pieces)
     live = latent_variant(pieces, members, positions=arm)
     held = [
@@ -248,13 +249,3 @@ class _Reader:
 def _project(found: Mapping[Site, Tensor], sites: Sequence[Site], unit: Tensor) -> Array:
     """[prompts, tokens, layers] of states [prompts, tokens, d_model] a site."""
     return torch.stack([found[site] @ unit for site in sites], dim=-1).double().numpy()
-
-
-def _unit(direction: Tensor, width: int) -> Tensor:
-    vector = direction.detach().float().cpu()
-    if tuple(vector.shape) != (width,) or not float(vector.norm()) > 0:
-        raise InputError(
-            f"the refusal direction has the shape {tuple(vector.shape)}; give one vector of {width} numbers "
-            f"that are not all 0"
-        )
-    return vector / vector.norm()

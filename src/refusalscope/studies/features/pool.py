@@ -21,17 +21,23 @@ from torch import Tensor
 from refusalscope.dictionary import Dictionary
 from refusalscope.dictionary.activations import states
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, RefusalMargin, Rendered, Site
+from refusalscope.model import ChatModel, Metric, Rendered, Site
 from refusalscope.model.sites import Positions
-from refusalscope.studies.features.attribution import gradients, summed_effects
+from refusalscope.studies.features.attribution import (
+    gradients,
+    summed_effects,
+    unit_direction,
+)
 
 Scope = Literal["layer", "global"]
 By = Literal["cosine", "attribution", "union"]
 MEASURES = {
     "cosine": ("cosine",),
-    "attribution": ("attribution",),
-    "union": ("cosine", "attribution"),
+    "attribution": ("contrastive",),
+    "union": ("cosine", "contrastive"),
 }
+# A latent whose mean peak on harmless prompts is lower by less than this share is one of both kinds of prompts.
+SPECIFIC = 0.1
 # Activations held at once: 256 MB of float32.
 CELLS = 2**26
 
@@ -41,7 +47,7 @@ def pool(
     prompts: Sequence[Rendered],
     direction: Tensor,
     dictionaries: Mapping[int, Dictionary],
-    metric: RefusalMargin,
+    metric: Metric,
     *,
     harmless: Sequence[Rendered],
     k: int | Literal["elbow"],
@@ -55,9 +61,12 @@ def pool(
     layer, latent, cosine (signed), attribution (nats of the margin to first order, mean over prompts, above 0
     for refusal), activation_difference (largest activation over tokens, mean of harmful less mean of harmless),
     decoder_norm, active_share (of prompts, at any token), mass (summed activation, mean over prompts), kept;
-    activations, but for the difference, are those of `prompts`. All over `positions`. k: how many to keep of a
-    layer, or of all layers with scope "global", by each measure that `by` names; "elbow" reads it from the
-    attribution, see `elbow`. Attribution keeps none at 0 or below.
+    activations, but for the difference, are those of `prompts`. All over `positions`. contrastive: the share of
+    the attribution that goes with what harmless prompts lack, attribution x (1 - mean peak of harmless / mean
+    peak of harmful), 0 where they lack less than SPECIFIC: a latent of the template that every refusal needs,
+    and every reply has, is no latent of refusal. k: how many to keep of a layer, or of all layers with scope
+    "global", by each measure that `by` names, attribution by its contrastive share, which keeps none at 0;
+    "elbow" reads k from that share, see `elbow`.
 
     Costs one forward and one backward a harmful prompt and one forward a harmless one. The states of all of
     them at all layers are held in memory, and a dictionary is read once a block of prompts. Raises InputError
@@ -65,7 +74,7 @@ def pool(
     width or of length 0, or for an unknown k, scope or by.
     """
     _check(prompts, harmless, dictionaries, k, scope, by)
-    unit = _unit(direction, chat.anatomy.d_model)
+    unit = unit_direction(direction, chat.anatomy.d_model)
     sites = [dictionary.site for dictionary in dictionaries.values()]
     refused = [_Tokens.of(chat, prompt, metric, dictionaries, positions) for prompt in prompts]
     replied = [
@@ -75,20 +84,42 @@ def pool(
     tables = []
     for layer, dictionary in dictionaries.items():
         table = _layer(dictionary, refused, replied, chat.device)
-        cosine, norm = _cosines(dictionary, unit)
+        cosine, norm = cosines(dictionary, unit)
         table.insert(0, "layer", layer)
         table.insert(2, "cosine", cosine)
-        table.insert(5, "decoder_norm", norm)
+        table.insert(6, "decoder_norm", norm)
         tables.append(table)
     whole = pd.concat(tables, ignore_index=True)
     groups = [whole] if scope == "global" else [part for _, part in whole.groupby("layer")]
     kept = np.zeros(len(whole), dtype=bool)
     for part in groups:
-        count = elbow(part["attribution"].to_numpy()) if k == "elbow" else k
+        count = elbow(part["contrastive"].to_numpy()) if k == "elbow" else k
         for measure in MEASURES[by]:
             values = part[measure] if measure == "cosine" else part[measure][part[measure] > 0]
             kept[values.nlargest(count).index] = True
     return whole.assign(kept=kept)
+
+
+def parts(
+    dictionaries: Mapping[int, Dictionary], execution: Tensor, recognition: Tensor
+) -> npt.NDArray[np.str_]:
+    """The part of each latent, in the order of the pool's rows: `execution` or `recognition`.
+
+    execution, recognition: directions [d_model] at the prompt's end, where refusal is decided, and at the
+    instruction's, where harm is known and nothing is refused yet. A latent is of the part whose direction its
+    decoder row lies nearer to: without one of recognition the model is blind to harm rather than willing
+    (sae_features section 13; our reconstruction).
+    """
+    along = [
+        np.concatenate(
+            [
+                cosines(each, unit_direction(direction, each.d_in))[0]
+                for each in dictionaries.values()
+            ]
+        )
+        for direction in (execution, recognition)
+    ]
+    return np.where(along[0] > along[1], "execution", "recognition")
 
 
 def elbow(values: npt.ArrayLike) -> int:
@@ -118,7 +149,7 @@ class _Tokens:
         cls,
         chat: ChatModel,
         prompt: Rendered,
-        metric: RefusalMargin,
+        metric: Metric,
         dictionaries: Mapping[int, Dictionary],
         positions: Positions,
     ) -> _Tokens:
@@ -162,10 +193,14 @@ def _layer(
     for part in _blocks([each[site] for each in replied], dictionary.d_sae):
         x = torch.cat([replied[i][site] for i in part]).to(device)
         harmless += _peaks(dictionary.encode(x), [len(replied[i][site]) for i in part]).sum(0)
+    both = harmless / len(replied), harmful / len(refused)
+    lacking = 1 - both[0] / both[1].clamp_min(1e-30)
+    own = torch.where((both[1] > 0) & (lacking >= SPECIFIC), lacking, 0.0)
     return pd.DataFrame(
         {
             "latent": np.arange(dictionary.d_sae),
             "attribution": (effect / len(refused)).numpy(),
+            "contrastive": (effect / len(refused) * own).numpy(),
             "activation_difference": (harmful / len(refused) - harmless / len(replied)).numpy(),
             "active_share": (active / len(refused)).numpy(),
             "mass": (mass / len(refused)).numpy(),
@@ -189,25 +224,15 @@ def _peaks(acts: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack([each.amax(0) for each in acts.split(list(lengths))]).double().cpu()
 
 
-def _cosines(dictionary: Dictionary, unit: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def cosines(dictionary: Dictionary, unit: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Signed cosine of each decoder row with the direction, and its length; 0 for a row of length 0."""
-    cosines, norms = [], []
+    along_each, norms = [], []
     for _, rows in dictionary.decoder_rows():
         norm = rows.norm(dim=1)
         along = rows @ unit.to(rows)
-        cosines.append(torch.where(norm > 0, along / norm.clamp_min(1e-30), 0.0).cpu())
+        along_each.append(torch.where(norm > 0, along / norm.clamp_min(1e-30), 0.0).cpu())
         norms.append(norm.cpu())
-    return torch.cat(cosines).double().numpy(), torch.cat(norms).double().numpy()
-
-
-def _unit(direction: Tensor, d_model: int) -> Tensor:
-    vector = direction.detach().float()
-    if vector.shape != (d_model,) or not vector.norm() > 0:
-        raise InputError(
-            f"the refusal direction has the shape {tuple(vector.shape)} and length "
-            f"{float(vector.norm()):.3g}; give one vector of {d_model} numbers that is not zero"
-        )
-    return vector / vector.norm()
+    return torch.cat(along_each).double().numpy(), torch.cat(norms).double().numpy()
 
 
 def _check(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from refusalscope.dictionary import Dictionary, latent_variant
 from refusalscope.errors import InputError
-from refusalscope.model import ChatModel, RefusalMargin, Rendered, Variant
+from refusalscope.model import ChatModel, Metric, Rendered, Variant
 from refusalscope.model.sites import Positions
 from refusalscope.studies.features.ablation import (
     Latent,
@@ -65,7 +65,7 @@ class Rounds:
 def conditional_rounds(
     chat: ChatModel,
     prompts: Sequence[Rendered],
-    metric: RefusalMargin,
+    metric: Metric,
     dictionaries: Mapping[int, Dictionary],
     *,
     candidates: Sequence[Latent] | None = None,
@@ -170,7 +170,7 @@ class _Pool:
         self,
         chat: ChatModel,
         prompts: Sequence[Rendered],
-        metric: RefusalMargin,
+        metric: Metric,
         variant: Variant,
         positions: Positions,
     ) -> _Found:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from refusalscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from refusalscope.studies.heads import Unit, all_heads, key_value_groups, units_of
     from refusalscope.studies.routing.attribution import Attribution, attribute
     from refusalscope.studies.routing.cipher import (
         arms_table,
@@ -19,15 +20,7 @@ if TYPE_CHECKING:
     from refusalscope.studies.routing.dose import detection
     from refusalscope.studies.routing.drift import rank_biased_overlap
     from refusalscope.studies.routing.drive import Drive, drive_table
-    from refusalscope.studies.routing.interchange import (
-        Pair,
-        Screen,
-        Unit,
-        all_heads,
-        key_value_groups,
-        screen,
-        units_of,
-    )
+    from refusalscope.studies.routing.interchange import Pair, Screen, screen
     from refusalscope.studies.routing.maps import MAPS, position_map
     from refusalscope.studies.routing.redundancy import conditional, leave_one_out, windows
     from refusalscope.studies.routing.roles import Evidence
@@ -78,9 +71,7 @@ _NAMES = {
     "dose": ("detection",),
     "drift": ("rank_biased_overlap",),
     "drive": ("Drive", "drive_table"),
-    "interchange": (
-        *("Pair", "Screen", "Unit", "all_heads", "key_value_groups", "screen", "units_of"),
-    ),
+    "interchange": ("Pair", "Screen", "screen"),
     "maps": ("MAPS", "position_map"),
     "redundancy": ("conditional", "leave_one_out", "windows"),
     "roles": ("Evidence",),
@@ -94,5 +85,8 @@ __getattr__ = lazy(
         name: f"refusalscope.studies.routing.{part}"
         for part, names in _NAMES.items()
         for name in names
-    },
+    }
+    | dict.fromkeys(
+        ("Unit", "all_heads", "key_value_groups", "units_of"), "refusalscope.studies.heads"
+    ),
 )

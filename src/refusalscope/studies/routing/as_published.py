@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from refusalscope.studies.heads import head_name
 from refusalscope.studies.routing.frames import heads_of
-from refusalscope.studies.routing.interchange import head_name
 from refusalscope.studies.routing.problem import REPLY_TOKENS
 from refusalscope.studies.routing.published import published
 from refusalscope.studies.routing.work import Work

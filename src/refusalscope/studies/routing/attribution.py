@@ -17,6 +17,7 @@ import torch
 
 from refusalscope.model import ChatModel, RefusalMargin, Rendered, Site, Variant
 from refusalscope.model.anatomy import Anatomy
+from refusalscope.studies.heads import final_scale
 
 Array = npt.NDArray[np.float64]
 
@@ -113,10 +114,3 @@ def refusal_reader(anatomy: Anatomy, margin: RefusalMargin) -> torch.Tensor:
     weight = anatomy.lm_head.weight.float()
     direction = weight[list(margin.refuse)].mean(0) - weight[list(margin.reply)].mean(0)
     return direction * anatomy.norm_gain(anatomy.final_norm).to(direction.device)
-
-
-def final_scale(anatomy: Anatomy, final: torch.Tensor) -> torch.Tensor:
-    """1 / rms of final states [..., d_model], as the final norm takes it: [...]."""
-    norm = anatomy.final_norm
-    eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon")  # noqa: B009
-    return torch.rsqrt(final.float().pow(2).mean(-1) + eps)

@@ -21,8 +21,9 @@ from refusalscope.errors import InputError
 from refusalscope.model import ChatModel, RefusalMargin, Rendered, Replace, Scale, Site, Variant
 from refusalscope.model.edits import frozen
 from refusalscope.stats import mean_interval
+from refusalscope.studies.heads import Head, head_name
 from refusalscope.studies.routing.attribution import Attribution, attribute
-from refusalscope.studies.routing.interchange import Head, Pair, head_name
+from refusalscope.studies.routing.interchange import Pair
 
 Array = npt.NDArray[np.float64]
 Knockout = Literal["swap", "mean", "zero"]

@@ -21,19 +21,11 @@ from refusalscope.prompts.wrappers import Wrapper
 from refusalscope.stats import mean_interval, paired_difference
 from refusalscope.stats.bootstrap import bootstrap_bounds
 from refusalscope.stats.interval import cluster_codes
+from refusalscope.studies.heads import WHOLE, Head, Unit, clusters_of, units_of
 from refusalscope.studies.routing.attribution import attribute
 from refusalscope.studies.routing.contrast import intervals
-from refusalscope.studies.routing.interchange import (
-    WHOLE,
-    Head,
-    Pair,
-    Screen,
-    Unit,
-    screen,
-    units_of,
-)
+from refusalscope.studies.routing.interchange import Pair, Screen, screen
 from refusalscope.studies.routing.maps import MapName
-from refusalscope.studies.routing.significance import clusters_of
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]

@@ -9,8 +9,9 @@ from refusalscope.model import ChatModel
 from refusalscope.progress import Progress, Silent
 from refusalscope.prompts import PairSet, Prompt
 from refusalscope.runs import Run
+from refusalscope.studies.heads import units_of
 from refusalscope.studies.routing.drift import drift
-from refusalscope.studies.routing.interchange import screen, units_of
+from refusalscope.studies.routing.interchange import screen
 from refusalscope.studies.routing.problem import pose
 from refusalscope.studies.routing.settings import RoutingSettings
 from refusalscope.studies.subject import Subject, spending

@@ -18,7 +18,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from refusalscope.errors import InputError
 from refusalscope.stats import max_t_signflip, mean_interval
-from refusalscope.studies.routing.significance import clusters_of
+from refusalscope.studies.heads import clusters_of
 
 Array = npt.NDArray[np.float64]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from refusalscope.studies.heads import WHOLE, head_name
 from refusalscope.studies.routing.cascade import cascade
 from refusalscope.studies.routing.find import Circuit
 from refusalscope.studies.routing.frames import heads_of, rows_of
 from refusalscope.studies.routing.groups import coalitions, groups
-from refusalscope.studies.routing.interchange import WHOLE, Screen, head_name, screen
+from refusalscope.studies.routing.interchange import Screen, screen
 from refusalscope.studies.routing.problem import nll, with_replies
 from refusalscope.studies.routing.significance import significance
 from refusalscope.studies.routing.work import Work

@@ -24,7 +24,7 @@ from refusalscope.model import Add, ChatModel, RefusalMargin, Rendered, Site, Va
 from refusalscope.model.edits import frozen
 from refusalscope.prompts import Prompt
 from refusalscope.stats import mean_interval, wilson
-from refusalscope.studies.routing.significance import clusters_of
+from refusalscope.studies.heads import clusters_of
 from refusalscope.studies.routing.thresholds import ARMS, Arm, Responses, thresholds
 
 Array = npt.NDArray[np.float64]

@@ -15,8 +15,8 @@ import pandas as pd
 
 from refusalscope.errors import InputError
 from refusalscope.stats import max_t_signflip, mean_interval
+from refusalscope.studies.heads import MIN_PAIRS, clusters_of
 from refusalscope.studies.routing.interchange import Screen
-from refusalscope.studies.routing.significance import MIN_PAIRS, clusters_of
 
 Array = npt.NDArray[np.float64]
 # A mean of equal overlaps can miss them by a rounding.

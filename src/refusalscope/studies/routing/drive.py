@@ -18,10 +18,10 @@ from torch import Tensor
 from refusalscope.model import ChatModel, RefusalMargin, Replace, Site, Variant
 from refusalscope.model.edits import frozen
 from refusalscope.stats import max_t_signflip, mean_interval
-from refusalscope.studies.routing.attribution import final_scale, refusal_reader
-from refusalscope.studies.routing.interchange import Head, Pair, Unit, head_name
+from refusalscope.studies.heads import Head, Unit, clusters_of, final_scale, head_name
+from refusalscope.studies.routing.attribution import refusal_reader
+from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.maps import MapName, position_map
-from refusalscope.studies.routing.significance import clusters_of
 from refusalscope.studies.routing.states import states_at
 
 Array = npt.NDArray[np.float64]

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from refusalscope.stats import mean_interval
+from refusalscope.studies.frozen_norms import measure_frozen
+from refusalscope.studies.heads import WHOLE, Head, coverage, head_name
 from refusalscope.studies.routing import heads as table_of_heads
 from refusalscope.studies.routing.attribution import attribute
 from refusalscope.studies.routing.drive import drive, drive_table
 from refusalscope.studies.routing.frames import heads_of, rows_of
-from refusalscope.studies.routing.frozen import measure_frozen
-from refusalscope.studies.routing.interchange import WHOLE, Head, coverage, head_name, swaps
+from refusalscope.studies.routing.interchange import swaps
 from refusalscope.studies.routing.problem import state_metrics
 from refusalscope.studies.routing.redundancy import conditional, window_units, windows
 from refusalscope.studies.routing.screens import (

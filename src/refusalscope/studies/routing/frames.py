@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from refusalscope.studies.routing.interchange import Head
+from refusalscope.studies.heads import Head
 
 
 def heads_of(frame: pd.DataFrame) -> list[Head]:

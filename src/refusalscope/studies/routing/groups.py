@@ -17,10 +17,10 @@ from scipy.stats import permutation_test
 from refusalscope.errors import InputError
 from refusalscope.model import ChatModel, Metric, RefusalMargin
 from refusalscope.stats import mean_interval
+from refusalscope.studies.heads import MIN_PAIRS, Head, Unit, clusters_of
 from refusalscope.studies.routing.attribution import attribute
-from refusalscope.studies.routing.interchange import Head, Pair, Unit, screen
+from refusalscope.studies.routing.interchange import Pair, screen
 from refusalscope.studies.routing.maps import MapName
-from refusalscope.studies.routing.significance import MIN_PAIRS, clusters_of
 
 Array = npt.NDArray[np.float64]
 # Spread of a set's writes, as a share of their size, up to which they are constant but for rounding.

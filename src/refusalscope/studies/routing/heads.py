@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from refusalscope.studies.heads import WHOLE, Head, Unit
 from refusalscope.studies.routing.attribution import Attribution
 from refusalscope.studies.routing.frames import heads_of, rows_of
-from refusalscope.studies.routing.interchange import WHOLE, Head, Unit
 from refusalscope.studies.routing.problem import Problem
 from refusalscope.studies.routing.redundancy import STAND_IN, TIMES_ALONE
 from refusalscope.studies.routing.roles import Evidence, roles

@@ -32,13 +32,10 @@ from refusalscope.model import (
     Variant,
 )
 from refusalscope.model.edits import frozen
+from refusalscope.studies.heads import WHOLE, Head, Unit, head_name, site_of, units_of
 from refusalscope.studies.routing.maps import MapName, Places, position_map
 
 Array = npt.NDArray[np.float64]
-# (layer, head); the whole write of a layer's mixer, at `attn_out`, is (layer, WHOLE).
-Head = tuple[int, int]
-Unit = tuple[Head, ...]
-WHOLE = -1
 # Up to so many lent places, states of all prompts are kept from one clean run.
 FEW_PLACES = 16
 
@@ -74,46 +71,6 @@ class Screen:
     def gap(self, metric: str) -> float:
         """Mean clean difference between the members of a pair: what an effect is a share of."""
         return float((self.harmful[metric] - self.control[metric]).mean())
-
-
-def all_heads(n_layers: int, n_heads: int) -> tuple[Unit, ...]:
-    """Every query head as a unit of its own, layer by layer."""
-    return tuple(((layer, head),) for layer in range(n_layers) for head in range(n_heads))
-
-
-def units_of(anatomy: Anatomy) -> tuple[Unit, ...]:
-    """Every query head as a unit of its own, and the whole mixer of each layer that has none."""
-    heads = range(anatomy.n_heads)
-    return tuple(
-        ((layer, head),)
-        for layer in range(anatomy.n_layers)
-        for head in (heads if layer in anatomy.softmax_layers else (WHOLE,))
-    )
-
-
-def key_value_groups(
-    n_layers: int, n_heads: int, n_kv_heads: int, softmax_layers: Sequence[int] | None = None
-) -> tuple[Unit, ...]:
-    """The query heads of one key-value head together, layer by layer; in `softmax_layers` only, if given."""
-    size = n_heads // n_kv_heads
-    return tuple(
-        tuple((layer, head) for head in range(group * size, (group + 1) * size))
-        for layer in (range(n_layers) if softmax_layers is None else softmax_layers)
-        for group in range(n_kv_heads)
-    )
-
-
-def head_name(head: Head) -> str:
-    """`L3.H1`, or `L3.mixer` for a layer's whole mixer."""
-    layer, number = head
-    return f"L{layer}.mixer" if number == WHOLE else f"L{layer}.H{number}"
-
-
-def coverage(anatomy: Anatomy) -> str:
-    """What a screen of all units looks at: `16 heads of 4 layers`, and the layers that are one unit each."""
-    found = f"{anatomy.n_heads * len(anatomy.softmax_layers)} heads of {len(anatomy.softmax_layers)} layers"
-    whole = [f"L{k}" for k in range(anatomy.n_layers) if k not in anatomy.softmax_layers]
-    return f"{found}; one unit each: {', '.join(whole)}" if whole else found
 
 
 def screen(
@@ -202,13 +159,8 @@ def _check(pairs: Sequence[Pair], parts: Collection[Head], anatomy: Anatomy) -> 
             )
 
 
-def _site(head: Head) -> Site:
-    """Where a part is swapped."""
-    return Site("attn_out" if head[1] == WHOLE else "z", head[0])
-
-
 def _sites(parts: Collection[Head]) -> list[Site]:
-    return sorted({_site(head) for head in parts})
+    return sorted({site_of(head) for head in parts})
 
 
 def _kept(
@@ -294,7 +246,7 @@ class _Donors:
         states = {site: torch.stack([at[site] for at in lent]) for site in self._sites}
 
         def put(head: Head) -> Replace:
-            site = _site(head)
+            site = site_of(head)
             values = states[site]
             if head[1] == WHOLE:
                 return Replace(site, where, values=frozen(values))

@@ -10,9 +10,9 @@ import numpy as np
 from refusalscope.errors import InputError
 from refusalscope.model import KL, ChatModel, Metric, RefusalMargin, ReplyNLL, Site, StateMetric
 from refusalscope.prompts import PairSet
+from refusalscope.studies.heads import MIN_CLUSTERS
 from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.settings import RoutingSettings
-from refusalscope.studies.routing.significance import MIN_CLUSTERS
 from refusalscope.studies.subject import Subject
 
 # Tokens of the control's reply that the teacher-forced metric reads (authors' code).

@@ -42,7 +42,8 @@ from refusalscope.model import (
 from refusalscope.model.clean import place
 from refusalscope.model.edits import frozen
 from refusalscope.model.engine import Row, run_pass
-from refusalscope.studies.routing.interchange import Head, Pair
+from refusalscope.studies.heads import Head
+from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.maps import MapName, position_map
 
 Array = npt.NDArray[np.float64]

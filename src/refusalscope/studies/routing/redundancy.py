@@ -15,16 +15,9 @@ import pandas as pd
 
 from refusalscope.model import ChatModel, Metric
 from refusalscope.stats import max_t_signflip, mean_interval
-from refusalscope.studies.routing.interchange import (
-    Head,
-    Pair,
-    Screen,
-    Unit,
-    head_name,
-    screen,
-)
+from refusalscope.studies.heads import Head, Unit, clusters_of, head_name
+from refusalscope.studies.routing.interchange import Pair, Screen, screen
 from refusalscope.studies.routing.maps import MapName
-from refusalscope.studies.routing.significance import clusters_of
 
 Array = npt.NDArray[np.float64]
 # A window is searched when it carries this much more of the gap than any of its parts does.

@@ -20,9 +20,9 @@ from refusalscope.model import ChatModel, RefusalMargin, Rendered, Replace, Site
 from refusalscope.model.edits import frozen
 from refusalscope.prompts.sets import PairSet
 from refusalscope.stats import mean_interval, wilson
+from refusalscope.studies.heads import Head, Unit, clusters_of
 from refusalscope.studies.routing.cipher import require_same_pairs
-from refusalscope.studies.routing.interchange import Head, Pair, Unit
-from refusalscope.studies.routing.significance import clusters_of
+from refusalscope.studies.routing.interchange import Pair
 
 # How many layers a random head may lie from the gate.
 WINDOW = 1

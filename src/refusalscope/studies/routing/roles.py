@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from refusalscope.studies.routing.interchange import Head
+from refusalscope.studies.heads import Head
 
 # |DE| / |TE| below which a head does not write the refusal itself, and above which it does.
 INDIRECT, DIRECT = 0.1, 0.5

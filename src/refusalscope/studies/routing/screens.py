@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refusalscope.model import Metric, StateMetric
-from refusalscope.studies.routing.interchange import Screen, Unit, screen
+from refusalscope.studies.heads import Unit
+from refusalscope.studies.routing.interchange import Screen, screen
 from refusalscope.studies.routing.maps import position_map
 from refusalscope.studies.routing.problem import Problem
 from refusalscope.studies.routing.redundancy import window_units

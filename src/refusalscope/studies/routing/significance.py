@@ -15,12 +15,10 @@ import pandas as pd
 
 from refusalscope.errors import InputError
 from refusalscope.stats import max_t_signflip, mean_interval, tost
+from refusalscope.studies.heads import MIN_PAIRS, clusters_of
 from refusalscope.studies.routing.interchange import Screen
 
 Array = npt.NDArray[np.float64]
-MIN_PAIRS = 8
-# With fewer categories no pattern of their signs is rare enough for a test at 5 %.
-MIN_CLUSTERS = 6
 
 
 def significance(
@@ -129,13 +127,6 @@ def stability(
         "halves": float(np.mean(halves)),
         "donors": float(np.mean(between)) if between else 1.0,
     }
-
-
-def clusters_of(categories: Sequence[str] | None) -> npt.NDArray | None:
-    """Categories as clusters where there are enough of them to resample and to flip."""
-    if categories is None or len(set(categories)) < MIN_CLUSTERS:
-        return None
-    return np.asarray(list(categories), dtype=object).astype(str)
 
 
 def _means(table: Array, clusters: npt.NDArray | None) -> Array:

@@ -11,10 +11,10 @@ from refusalscope.progress import Progress, Silent
 from refusalscope.prompts import PairSet
 from refusalscope.prompts.wrappers import Wrapper, get_wrapper
 from refusalscope.runs import Run
+from refusalscope.studies.heads import units_of
 from refusalscope.studies.routing.as_published import run_published
 from refusalscope.studies.routing.describe import describe_circuit
 from refusalscope.studies.routing.find import find_circuit
-from refusalscope.studies.routing.interchange import units_of
 from refusalscope.studies.routing.problem import pose, unequal
 from refusalscope.studies.routing.settings import RoutingSettings
 from refusalscope.studies.routing.trials import run_ciphers, run_doses

@@ -21,7 +21,7 @@ from statsmodels.miscmodels.ordinal_model import OrderedModel
 from refusalscope.judge.protocol import REFUSALS
 from refusalscope.stats import Interval
 from refusalscope.stats.interval import NAN, Clusters, Seed, cluster_codes
-from refusalscope.studies.routing.significance import clusters_of
+from refusalscope.studies.heads import clusters_of
 
 Array = npt.NDArray[np.float64]
 Arm = Literal["attenuate", "amplify"]

@@ -9,13 +9,14 @@ import pandas as pd
 
 from refusalscope.errors import InputError
 from refusalscope.prompts.wrappers import Wrapper
+from refusalscope.studies.heads import WHOLE, head_name
 from refusalscope.studies.routing.cipher import arms_table, collapse_table, measure_arms, wrapped
 from refusalscope.studies.routing.contrast import contrast_table
 from refusalscope.studies.routing.describe import routers
 from refusalscope.studies.routing.dose import Arm, detection, dose
 from refusalscope.studies.routing.find import Circuit
 from refusalscope.studies.routing.frames import heads_of
-from refusalscope.studies.routing.interchange import WHOLE, Pair, head_name
+from refusalscope.studies.routing.interchange import Pair
 from refusalscope.studies.routing.rescue import rescue
 from refusalscope.studies.routing.work import Work
 from refusalscope.studies.subject import spending, spent

@@ -11,10 +11,10 @@ import pandas as pd
 from refusalscope.model import ChatModel, RefusalMargin
 from refusalscope.progress import Progress
 from refusalscope.runs import Run
-from refusalscope.studies.routing.interchange import WHOLE, Head, Unit
+from refusalscope.studies.heads import WHOLE, Head, Unit
 from refusalscope.studies.routing.problem import Problem
 from refusalscope.studies.routing.settings import RoutingSettings
-from refusalscope.studies.subject import Subject, spending
+from refusalscope.studies.subject import Subject, stage
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,7 @@ class Work:
 
     def stage(self, table: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table, made and written where the run does not hold it yet."""
-        if not self.run.has_table(table):
-            with spending(self.run, self.chat):
-                frame = make()
-            self.run.write_table(table, frame)
-        return self.run.table(table)
+        return stage(self.run, self.chat, table, make)
 
     def bystanders(self, head: Head, known: Sequence[Head]) -> list[Head]:
         """Heads of like depth (a layer up or down) that are not in the circuit, drawn by the seed."""

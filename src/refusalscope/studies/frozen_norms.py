@@ -1,6 +1,6 @@
-"""Necessity with every norm frozen: what is left of an effect that is not just normalisation.
+"""Scores with every norm frozen: what is left of an effect that is not just normalisation.
 
-A head that writes much, and nothing towards refusal, shrinks everything else through the norms. With all norms
+A part that writes much, and nothing towards refusal, shrinks everything else through the norms. With all norms
 of the residual stream held at the clean run's scale such an effect vanishes (organism O11; alignment_routes
 section 6.2, norm-only).
 """

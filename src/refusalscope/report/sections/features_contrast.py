@@ -1,0 +1,59 @@
+"""Harmful against harmless by latents: accuracies, and the latents that the machine ranks highest."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from refusalscope.report.content import Cell, Table
+from refusalscope.report.numbers import decimal, percent, rate_span, whole
+from refusalscope.report.tables import records
+
+INPUTS = {
+    "natural": "runs without an edit",
+    "post_ablation": "runs with the set taken out",
+    "masks": "runs under random masks",
+}
+
+
+def contrast_table(contrast: pd.DataFrame) -> Table:
+    """How well both models tell harmful from harmless by their latents, for each kind of inputs."""
+    return Table(
+        "Harmful against harmless by latents: factorization machine and linear probe",
+        ("inputs", "latents", "machine", "95 % interval", "linear probe", "95 % interval"),
+        [
+            (
+                INPUTS.get(row["inputs"], str(row["inputs"])),
+                Cell(whole(row["n_latents"]), number=True),
+                Cell(percent(row["machine_accuracy"]), number=True),
+                Cell(rate_span(row["machine_low"], row["machine_high"]), number=True),
+                Cell(percent(row["probe_accuracy"]), number=True),
+                Cell(rate_span(row["probe_low"], row["probe_high"]), number=True),
+            )
+            for row in records(contrast)
+        ],
+        "Accuracy on prompts left out of the training. Both labels are easy to tell apart, so a high accuracy "
+        "says nothing of what causes the refusal; latents that are never active in the inputs have no weight.",
+        id="table-features-contrast",
+        name="contrast",
+    )
+
+
+def machine_table(machine: pd.DataFrame) -> Table:
+    """The latents that the factorization machine ranks highest, by kind of inputs."""
+    ranked = machine.sort_values("place", kind="stable")
+    rows = pd.concat([part.head(10) for _, part in ranked.groupby("inputs", sort=False)])
+    return Table(
+        "The latents that the machine ranks highest",
+        ("inputs", "latent", "score", "weight in the probe"),
+        [
+            (
+                INPUTS.get(row["inputs"], str(row["inputs"])),
+                Cell(row["at"], strong=True),
+                Cell(decimal(row["score"], 3), number=True),
+                Cell(decimal(row["probe_weight"], 3), number=True),
+            )
+            for row in records(rows)
+        ],
+        "A ranking by observation; what its top latents do when taken out stands among the baselines.",
+        folded=True,
+    )
