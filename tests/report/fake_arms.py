@@ -19,14 +19,15 @@ ARMS = (
     ("attribution", "baseline", 20, NAN, 4.9, 0.06, 3.3),
     ("yeo2025", "baseline", 20, NAN, 5.6, 1.7, 1.2),
     ("all active", "baseline", 3_812, NAN, 7.9, 4.3, NAN),
-    ("machine natural", "stage3", 40, NAN, 2.0, 0.13, 0.9),
+    ("machine, natural, top 40", "stage3", 40, NAN, 2.0, 0.13, 0.9),
+    ("set and machine, natural, top 40", "stage3", 45, NAN, 6.6, 0.16, 5.1),
     ("random matched", "random", 5, 20, 0.05, 0.0002, NAN),
     ("PCA dictionary", "pca", 5, NAN, 1.1, 0.09, 0.7),
 )
 
 
 def baselines() -> pd.DataFrame:
-    """features.baselines: ten arms at three strengths."""
+    """features.baselines: eleven arms at three strengths."""
     rows = []
     for arm, group, n_latents, draws, fall, kl, equal in ARMS:
         for strength in STRENGTHS:
@@ -56,6 +57,7 @@ def baselines() -> pd.DataFrame:
                     "degenerate": 0.3 if arm == "all active" and full else 0.0 if full else NAN,
                     "over_refused": 0.02 if full else NAN,
                     **_with("beats", beats, 0.05 + 0.09 * change),
+                    "p_random": NAN if group == "random" else 1 / 21,
                     "equal_kl": equal,
                 }
             )

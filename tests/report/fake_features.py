@@ -76,17 +76,19 @@ VALUES_COLUMNS = ["name", "value", "low", "high", "n", "p"]
 VALUES = [
     ("margin, clean", 4.2, 3.8, 4.6, N, NAN),
     ("margin, set ablated", -2.1, -2.5, -1.7, N, NAN),
-    ("margin, clean mask", -0.9, -1.3, -0.5, N, NAN),
     ("dormant value", 1.2, 0.9, 1.5, N, 0.0002),
     ("margin, norms frozen", -2.8, -3.2, -2.4, N, NAN),
     ("margin, BOS alone", 4.1, 3.7, 4.5, N, NAN),
-    ("effective rank of woken rows", 3.4, NAN, NAN, NAN, NAN),
+    ("P(refusal opening), clean", 0.71, 0.66, 0.76, N, NAN),
+    # Over woken latents, not prompts.
+    ("effective rank of woken rows", 3.4, NAN, NAN, 63, NAN),
 ]
 CONTRAST_COLUMNS = [
     *("inputs", "n_latents", "machine_accuracy", "machine_low", "machine_high"),
     *("probe_accuracy", "probe_low", "probe_high"),
 ]
 CONTRAST = [
+    ("masks", 60, NAN, NAN, NAN, NAN, NAN, NAN),
     ("natural", 212, 0.97, 0.92, 0.99, 0.96, 0.9, 0.98),
     ("post_ablation", 244, 0.95, 0.89, 0.98, 0.96, 0.9, 0.98),
 ]
@@ -157,11 +159,15 @@ def _pool(
             "latent": latent,
             "cosine": cosine,
             "attribution": rng.normal(0, 0.02, layer.size) + np.maximum(cosine - 0.3, 0),
+            "contrastive": np.maximum(cosine - 0.3, 0),
             "activation_difference": rng.normal(0, 0.5, layer.size),
             "decoder_norm": 1.0,
             "active_share": rng.random(layer.size),
             "mass": rng.random(layer.size),
             "kept": cosine > 0.12,
+            # Every third of the others recognises harm, and none of the named ones does.
+            "part": np.where((latent % 3 == 0) & (cosine < 0.3), "recognition", "execution"),
+            "cosine_recognition": 0.02,
         }
     )
 
@@ -186,13 +192,16 @@ def _sets(members: list[tuple[int, int]], reserves: list[tuple[int, int]]) -> pd
     rows += _one_set("pool/1", "", [*members[:3], *reserves, (1, 7)], 0.91)
     for i in range(2, 48):
         rows += _one_set(f"prompt/{i}/0", str(i), members[: 3 + i % 3], 1.0)
-    columns = ["set_id", "prompt_id", "layer", "latent", "place", "verified", "minimal", "forwards"]
-    return pd.DataFrame(rows, columns=[*columns, "margin", "flipped", "size", "by"])
+    # Smaller than those of all prompts, and only there to show how stable they are.
+    for i in range(2):
+        rows += _one_set(f"half/{i}/0", "", members[: 2 - i], 1.0)
+    columns = ["set_id", "prompt_id", "layer", "latent", "place", "write", "verified", "minimal"]
+    return pd.DataFrame(rows, columns=[*columns, "forwards", "margin", "flipped", "size", "by"])
 
 
 def _one_set(name: str, prompt: str, latents: list[tuple[int, int]], flipped: float) -> list[tuple]:
     return [
-        (name, prompt, *latent, i, True, True, 812, -1.4, flipped, len(latents), "bisection")
+        (name, prompt, *latent, i, i, True, True, 812, -1.4, flipped, len(latents), "bisection")
         for i, latent in enumerate(latents)
     ]
 
@@ -299,26 +308,28 @@ def _interactions(rng: np.random.Generator, latents: list[tuple[int, int]]) -> p
             moment = effect / 4 + rng.normal(0, 0.02)
             exact = (a, b) in planted or b < 4
             known = effect if exact else NAN
-            rows.append(
-                (
-                    *(SET, *latents[a], *latents[b], moment, moment - 0.05, moment + 0.05),
-                    *(known, known - 0.2, known + 0.2, -0.4, -0.1, -0.5 + effect, N),
-                    kind if exact else "",
-                )
-            )
-    columns = ["set_id", "layer_a", "latent_a", "layer_b", "latent_b", "moment", "moment_low"]
-    columns += ["moment_high", "effect", "low", "high", "alone_a", "alone_b", "both", "n", "kind"]
-    return pd.DataFrame(rows, columns=columns)
+            pair = (SET, *latents[a], *latents[b])
+            moments = (moment, moment - 0.05, moment + 0.05)
+            corners = (known, known - 0.2, known + 0.2, -0.4, -0.1, -0.5 + effect, N)
+            rows.append((*pair, "nothing", *moments, *corners, kind if exact else ""))
+            if exact and b < len(MEMBERS):
+                # What looks synergistic alone is additive once the rest of the set is out.
+                held = (0.01, -0.02, 0.04, -0.9, -0.6, -1.51, N, "additive")
+                rows.append((*pair, "the rest of the set", *moments, *held))
+    columns = ["set_id", "layer_a", "latent_a", "layer_b", "latent_b", "held", "moment"]
+    columns += ["moment_low", "moment_high", "effect", "low", "high", "alone_a", "alone_b"]
+    return pd.DataFrame(rows, columns=[*columns, "both", "n", "kind"])
 
 
 def _machine(members: list[tuple[int, int]], reserves: list[tuple[int, int]]) -> pd.DataFrame:
     rows = [
-        (inputs, *place, 1.0 / (i + 1), i, 0.5 / (i + 1))
+        (inputs, *place, 1.0 / (i + 1), i, 0.5 / (7 - i), 6 - i)
         for inputs in ("natural", "post_ablation")
         for i, place in enumerate([*members, *reserves])
     ]
     return pd.DataFrame(
-        rows, columns=["inputs", "layer", "latent", "score", "place", "probe_weight"]
+        rows,
+        columns=["inputs", "layer", "latent", "score", "place", "probe_weight", "probe_place"],
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from refusalscope.report import write_report
 from report.fake_features import write_fake_features
 from report.fake_routing import write_fake_routing
+from report.fake_writes import fake_writes
 from report.test_page import evil_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -136,6 +137,31 @@ def test_the_page_of_a_features_run_draws_and_fits(
     assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
     wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
     assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_rows_of_a_set_of_writes_stand_level_and_fit(visit, tmp_path: Path, screen: str):
+    run = write_fake_features(tmp_path / "run", tables=fake_writes())
+    seen = visit(write_report(run), screen, "light")
+    assert seen.troubles == []
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    plots = seen.page.locator("#figure-features-set .plot")
+    assert plots.count() == 2
+    ticks = [plots.nth(i).locator(".yaxislayer-above .ytick text") for i in range(2)]
+    names = [each.all_text_contents() for each in ticks]
+    assert names[0] == names[1]
+    assert len(names[0]) == 7
+    first, second = (each.first.bounding_box() for each in ticks)
+    if screen == "laptop":
+        assert abs(first["y"] - second["y"]) < 4
+    else:
+        assert second["y"] > first["y"] + 100
+
+
+def test_the_table_of_arms_shows_all_its_columns_on_a_laptop(visit, features_report: Path):
+    seen = visit(features_report, "laptop", "light")
+    table = "document.querySelector('#table-features-baselines .scroll')"
+    assert seen.ask(f"{table}.scrollWidth <= {table}.clientWidth + 1")
 
 
 @pytest.mark.parametrize("screen", SCREENS)

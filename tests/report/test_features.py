@@ -15,6 +15,7 @@ from refusalscope.report.page import render
 from refusalscope.report.palette import light_to_dark
 from report.fake_features import Tables, fake_features_tables, write_fake_features
 from report.fake_run import fake_tables, write_fake_run
+from report.fake_writes import fake_writes
 from report.test_page import EVIL, Page, colours
 from report.test_routing import DAMAGES, damaged
 
@@ -124,6 +125,22 @@ def test_damage_to_a_table_does_not_break_the_page(quick, name: str, damage: str
         tables[each] = damaged(tables[each], damage)
     seen = quick(tables)
     assert "Refusal latents of" in seen.text
+    words = set(re.split(r"[^a-z]+", seen.text.lower()))
+    assert not words & {"nan", "inf", "infinity"}
+    for figure in seen.figures().values():
+        assert not re.search("NaN|Infinity", json.dumps(figure))
+
+
+@pytest.mark.parametrize("name", ["features.sets", "features.dormant", "features.pool"])
+@pytest.mark.parametrize("damage", SINGLE)
+def test_damage_to_a_set_of_writes_does_not_break_the_page(quick, name: str, damage: str):
+    tables = {
+        each: frame
+        for each, frame in fake_writes().items()
+        if each in ("features.sets", "features.dormant", "features.pool")
+    }
+    tables[name] = damaged(tables[name], damage)
+    seen = quick(tables)
     words = set(re.split(r"[^a-z]+", seen.text.lower()))
     assert not words & {"nan", "inf", "infinity"}
     for figure in seen.figures().values():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from refusalscope.report.content import Figure
 from refusalscope.report.features_pool import read_pool
 from refusalscope.report.features_tables import (
     BASELINES,
@@ -18,8 +19,11 @@ from refusalscope.report.features_tables import (
     of_set,
     set_arm,
 )
+from refusalscope.report.sections.features import features_waking
 from refusalscope.report.sections.features_arms import arms_table, published_table
 from refusalscope.report.sections.features_baselines import GROUPS, LEAST_KL, baselines_figure
+from refusalscope.report.sections.features_contrast import MAX_PLACES, machine_table
+from refusalscope.report.sections.features_layers import set_figure, shown_writes
 from refusalscope.report.sections.features_ledger import ledger_figure
 from refusalscope.report.sections.features_members import (
     MAX_MEMBERS,
@@ -29,7 +33,8 @@ from refusalscope.report.sections.features_members import (
     sets_table,
 )
 from refusalscope.report.sections.features_pairs import MAX_LATENTS, pairs_figure, pairs_table
-from refusalscope.report.sections.features_path import path_figure, set_figure, shown_latents
+from refusalscope.report.sections.features_path import path_figure
+from refusalscope.report.sections.features_values import values_table
 from refusalscope.report.sections.features_waking import MAX_POINTS, rounds_table, woken_figure
 from refusalscope.stats import wilson
 from report.fake_features import MEMBERS, RESERVES, SIZE, N, Tables, places
@@ -46,9 +51,13 @@ def marks(figure) -> dict[str, tuple[float, float]]:
 
 
 def cells(table) -> list[list[str]]:
-    return [
-        [getattr(cell, "text", cell).replace("\u00a0", " ") for cell in row] for row in table.rows
-    ]
+    """The text of every cell, a second line behind a stroke."""
+
+    def text(cell) -> str:
+        below = getattr(cell, "below", "")
+        return getattr(cell, "text", cell) + (f" / {below}" if below else "")
+
+    return [[text(cell).replace("\u00a0", " ") for cell in row] for row in table.rows]
 
 
 # The path and the set.
@@ -57,18 +66,24 @@ def cells(table) -> list[list[str]]:
 def test_the_path_counts_latents_at_each_step():
     run = Tables()
     members, pool = main_set(run), read_pool(run, set())
-    figure = path_figure(pool, 96, members, dormant_rows(run)).panels[0].figure
-    kept = int(run.held["features.pool"]["kept"].sum())
-    assert [trace.x[1] for trace in figure.data] == [SIZE[0] * SIZE[1], kept, 96, 5, 2, 2]
+    drawn = path_figure(pool, 96, members, dormant_rows(run), both=False)
+    figure, table = drawn.panels[0].figure, run.held["features.pool"]
+    kept = table[table["kept"]]
+    harm = int((kept["part"] == "recognition").sum())
+    counts = [SIZE[0] * SIZE[1], len(kept), harm, 96, 5, 2, 2]
+    assert [trace.x[1] for trace in figure.data] == counts
     assert [note.text for note in figure.layout.annotations][-2:] == ["<b>2</b>", "<b>2</b>"]
-    alone = path_figure(None, math.nan, members, None).panels[0].figure
+    assert f"Of the {len(kept)} latents kept, {harm} recognise harm" in drawn.read
+    assert "they were not searched" in drawn.read
+    assert "searched too" in path_figure(pool, 96, members, None, both=True).read
+    alone = path_figure(None, math.nan, members, None, both=False).panels[0].figure
     assert list(alone.layout.yaxis.ticktext) == ["in the set"]
 
 
 def test_a_step_without_latents_is_a_label_without_a_bar():
     run = Tables()
     dormant = dormant_rows(run).assign(reserve=False)
-    figure = path_figure(None, 96, main_set(run), dormant).panels[0].figure
+    figure = path_figure(None, 96, main_set(run), dormant, both=False).panels[0].figure
     assert figure.layout.annotations[-1].text == "<b>0</b>"
     assert len(figure.data) == len(figure.layout.annotations) - 1
 
@@ -121,19 +136,24 @@ def test_the_pool_gives_only_the_rows_asked_for():
     pool = read_pool(run, {(3, 17), (5, 31), (99, 1)})
     assert set(pool.of) == {"L3/17", "L5/31"}
     assert pool.n == SIZE[0] * SIZE[1]
+    run.held["features.pool"] = run.held["features.pool"].drop(columns="part")
+    assert read_pool(run, set()).recognising is None
     run.held["features.pool"] = run.held["features.pool"].drop(columns="kept")
     assert read_pool(run, set()).kept is None
 
 
 def test_the_table_of_members_holds_all_measures_and_cuts_long_sets():
     run = Tables()
-    latents = shown_latents(main_set(run), dormant_rows(run), None)
+    latents = shown_writes(main_set(run), dormant_rows(run), read_pool(run, {(5, 88)}))
     table = members_table(
         latents, run.clean("features.members"), of_set(run.clean("features.overshoot"), None)
     )
     rows = {row[0]: row for row in cells(table)}
-    assert rows["L5/88"][1:5] == ["dormant", "0 %", "0.60", "0.45 to 0.75"]
-    assert rows["L5/88"][6:] == ["66 %", "56 to 76 %", "0.44", "0.43", "0.38 to 0.48"]
+    held = run.held["features.pool"]
+    cosine = held.loc[(held["layer"] == 5) & (held["latent"] == 88), "cosine"].iloc[0]
+    assert rows["L5/88"][1:4] == ["dormant", "0 %", "0.60 / 0.45 to 0.75"]
+    assert rows["L5/88"][4] == f"{cosine:.2f} (0.02)"
+    assert rows["L5/88"][5:] == ["66 % / 56 to 76 %", "0.44", "0.43 / 0.38 to 0.48"]
     assert rows["L6/311"][1] == "reserve"
     many = pd.concat([latents] * 9, ignore_index=True)
     long = members_table(many, None, None)
@@ -150,6 +170,7 @@ def test_searches_and_sets_of_single_prompts_are_one_row():
     sets = cells(sets_table(run.clean(SETS)))
     assert [row[0] for row in sets] == ["pool/0", "pool/1", "46 prompts, one by one"]
     assert sets[2][1] == "4 (3 to 5)"
+    assert sets_table(run.clean(SETS)).columns[1:3] == ("latents", "layers")
 
 
 # What wakes.
@@ -188,6 +209,21 @@ def test_latents_that_were_not_compared_with_chance_are_not_drawn():
     assert woken_figure(Tables().clean(DORMANT).assign(null=np.nan), N) is None
 
 
+def test_the_values_stand_by_kind_and_the_rank_of_latents_counts_no_prompts():
+    run = Tables()
+    values = run.clean("features.values")
+    mixed = values.sample(frac=1, random_state=3)
+    odd = values.head(1).assign(name="a value of tomorrow")
+    rows = cells(values_table(pd.concat([odd, mixed])))
+    assert [row[0].split(" ")[0] for row in rows][:3] == ["margin", "with", "what"]
+    assert [row[0] for row in rows][-1] == "a value of tomorrow"
+    assert "probability that the reply opens as a refusal" in rows[-3][0]
+    assert rows[-2][3] == "\u2013"
+    section = features_waking(run)
+    bases = [block.basis for block in section.blocks if isinstance(block, Figure)]
+    assert all(f"n = {N} prompts" in basis for basis in bases)
+
+
 def test_the_ledger_draws_every_amount_and_the_null_of_what_is_written_back():
     run = Tables()
     ledger = run.clean("features.ledger")
@@ -222,6 +258,8 @@ def test_the_map_is_symmetric_and_leaves_what_was_not_measured_blank():
     assert names[-2:] == ["L6/311", "L8/52"]
     for row in table.to_dict("records"):
         i, j = names.index(row["first"]), names.index(row["second"])
+        if row["held"] == "the rest of the set":
+            continue
         for a, b in ((i, j), (j, i)):
             if math.isnan(row["effect"]):
                 assert math.isnan(shown.z[a][b])
@@ -251,10 +289,47 @@ def test_a_large_map_keeps_the_largest_interactions():
 
 def test_the_table_of_pairs_starts_with_the_largest():
     table = pairs_table(Tables().clean("features.interactions"))
-    assert cells(table)[0][:5] == [
-        *("L3/17", "L6/311", "OR: either alone is enough to refuse", "−2.30", "−2.50 to −2.10"),
+    rows = cells(table)
+    alone = "OR: either alone is enough to refuse"
+    assert rows[0][:6] == ["L3/17", "L6/311", "nothing", alone, "−2.30", "−2.50 to −2.10"]
+    assert "Of 8 pairs, each judged by its first row: 1 OR, 1 redundant, 6 additive." in table.note
+    assert len(rows) == 14
+    both = [row[2:5] for row in rows if row[:2] == ["L3/17", "L5/31"]]
+    assert both == [
+        ["the rest of the set", "additive: add up", "0.01"],
+        ["nothing", "synergistic: need each other", "0.70"],
     ]
-    assert "Of 8 pairs: 1 OR, 1 redundant, 1 synergistic, 5 additive." in table.note
+
+
+def test_a_cell_of_the_map_says_both_of_a_pair_that_was_run_twice():
+    run = Tables()
+    figure = pairs_figure(run.clean("features.interactions"), set(main_set(run)["at"]))
+    exact, moments = (panel.figure for panel in figure.panels)
+    names = list(exact.layout.xaxis.ticktext)
+    i, j = names.index("L3/17"), names.index("L5/31")
+    said = exact.data[0].hovertext[i][j]
+    assert "need each other<br>interaction 0.70 nats" in said
+    assert "with the rest of the set out:<br>0.01 nats (−0.02 to 0.04)<br>add up" in said
+    once = exact.data[0].hovertext[i][names.index("L6/311")]
+    assert "out:" not in once
+    assert "out:" not in moments.data[0].hovertext[i][j]
+    assert exact.data[0].text[i][j] == "S"
+    assert "8 pairs measured exactly" in figure.basis
+    assert "(6 of them also with the rest of the set out" in figure.basis
+
+
+def test_the_machine_and_the_probe_stand_beside_each_other():
+    machine = Tables().clean("features.machine")
+    rows = cells(machine_table(machine))
+    assert [row[2:] for row in rows[:2]] == [
+        ["1", "1.000", "7", "0.071"],
+        ["2", "0.500", "6", "0.083"],
+    ]
+    later = machine.assign(place=machine["place"] + MAX_PLACES - 2)
+    later.loc[later["place"] > MAX_PLACES, "probe_place"] = np.nan
+    assert len(machine_table(later).rows) == 6
+    nowhere = machine.assign(place=np.nan, probe_place=np.nan)
+    assert len(machine_table(nowhere).rows) == MAX_PLACES
 
 
 # Baselines.
@@ -274,9 +349,11 @@ def test_every_arm_stands_at_its_cost_and_fall_with_intervals_and_its_strengths(
     figure = baselines_figure(arms, set_arm(run)).panels[0].figure
     drawn = large_marks(figure)
     full = arms[arms["strength"] == 1].set_index("arm")
-    assert len(drawn) == len(full) == 10
+    assert len(drawn) == len(full) == 11
     for arm, row in full.iterrows():
-        trace = drawn[f"the set ({arm[4:]})" if arm.startswith("set ") else arm]
+        # A label is cut where it is long.
+        name = "the set (pool/0)" if row["group"] == "set" else arm
+        trace = drawn[name if len(name) <= 24 else f"{name[:23]}\u2026"]
         assert (trace.x[0], trace.y[0]) == (row["kl"], row["change"])
         assert trace.error_y.array[0] == pytest.approx(row["change_high"] - row["change"])
         assert trace.error_x.arrayminus[0] == pytest.approx(row["kl"] - row["kl_low"])
@@ -307,10 +384,9 @@ def test_the_table_of_arms_is_at_full_strength():
     from refusalscope.report.features_tables import arms_at_full
 
     table = cells(arms_table(arms_at_full(Tables())))
-    assert len(table) == 10
-    assert table[0][:6] == [
-        *("set pool/0", "5", "6.30 (5.75 to 6.85)", "6.25 (5.63 to 6.87)", "6.30", "0.0310"),
-    ]
+    assert len(table) == 11
+    assert table[0][:4] == ["set pool/0", "5", "6.30 / 5.75 to 6.85", "6.25 / 5.63 to 6.87"]
+    assert table[0][4:7] == ["0.048", "6.30", "0.0310"]
 
 
 def test_the_published_sweep_counts_prompts_searched_and_flips():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from refusalscope.report.features_beside import beside_direction, beside_random
+from refusalscope.report.features_held import REST, judged_pairs
 from refusalscope.report.features_rules import carriers, features_statements, pairs, sleepers
 from refusalscope.report.features_tables import (
     BASELINES,
@@ -59,11 +60,12 @@ def test_the_verdict_names_set_random_latents_reserves_pairs_and_direction(featu
     for part in (
         "The smallest set found is 5 latents in 3 layers (L3/17, L3/204, L5/31 and 2 more)",
         "taken out, it flips 85 % (95 % interval 74 to 92 %, n = 60) of the refused prompts",
-        "6.25 nats more (95 % interval 5.63 to 6.87) than with matched random latents (20 draws)",
+        "6.25 nats more (95 % interval 5.63 to 6.87) than with matched random latents (20 draws; p = 0.048)",
         "2 of 5 members (40 %) are dormant, worth 1.20 nats (95 % interval 0.90 to 1.50)",
         "14.9 under random directions of the same norm and 2.1 under matched random latents",
         "2 reserves wake beyond chance and matter: L6/311 and L8/52",
-        "Of 8 pairs taken out alone and together, latents stand in for each other in 2",
+        "Of 8 pairs taken out alone and together (6 with the rest of the set out), latents stand in for each "
+        "other in 2",
         "(L3/17 and L6/311: −2.30 nats",
         "the refusal direction by 7.20 nats, so the direction does more at that cost",
     ):
@@ -117,7 +119,7 @@ def test_the_set_looked_into_is_spoken_of_and_a_smaller_one_named():
     run.held[SETS] = pd.concat([small, sets])
     assert set(main_set(run)["set_id"]) == {"pool/0"}
     assert "The set looked into is 5 latents in 3 layers" in carriers(run).text
-    assert "the smallest has 2" in carriers(run).text
+    assert "the smallest has 2 latents" in carriers(run).text
 
 
 def test_sets_of_single_prompts_speak_where_no_pooled_set_was_found():
@@ -149,14 +151,71 @@ def test_random_latents_are_beaten_only_when_the_interval_excludes_zero(low, hig
         (1.0, "so the set does more"),
         (6.7, "no clear difference"),
         (5.9, "no clear difference"),
-        (np.nan, "never spends that much"),
+        (np.nan, "the refusal direction never spends that much"),
     ],
 )
 def test_the_direction_is_compared_with_the_interval_of_the_set_at_its_cost(equal, part):
     run = Tables()
     arms = run.held[BASELINES]
     arms.loc[arms["group"] == "direction", "equal_kl"] = equal
-    assert part in beside_direction(run).text
+    assert part in words(beside_direction(run).text)
+
+
+def test_a_set_that_costs_nothing_is_not_compared_at_its_cost():
+    run = Tables()
+    run.held[BASELINES]["equal_kl"] = np.nan
+    text = words(beside_direction(run).text)
+    assert text.startswith(
+        "The set costs too little on harmless replies to compare arms at its cost"
+    )
+    assert "the refusal direction by 8.40 nats at a KL of 0.052" in text
+    assert "never spends" not in text
+
+
+def test_a_set_that_many_random_draws_match_is_not_said_to_do_more():
+    run = with_set_arm(Tables(), p_random=0.2)
+    assert beside_random(run).text.startswith("The set was not shown to do more")
+    assert "(20 draws; p = 0.200)" in words(beside_random(run).text)
+    assert "were not shown to carry" in carriers(run).short
+    assert "carry the refusal" in carriers(with_set_arm(run, p_random=np.nan)).short
+
+
+def test_halves_of_the_prompts_are_no_sets_of_their_own():
+    run = Tables()
+    sets = run.held[SETS]
+    assert sets["set_id"].str.startswith("half/").any()
+    assert not run.clean(SETS)["set_id"].str.startswith("half/").any()
+    # They are the smallest, and yet neither spoken of nor counted.
+    assert carriers(run).text.startswith("The smallest set found is 5 latents")
+    halves = sets["set_id"].str.startswith("half/")
+    assert unverified(Tables({SETS: sets.assign(minimal=~halves)}).clean(SETS)) is None
+    alone = Tables({SETS: sets[halves]})
+    assert main_set(alone) is None
+    assert carriers(alone) is None
+
+
+def test_a_pair_is_judged_once_and_with_the_rest_of_the_set_out_where_that_was_run():
+    run = Tables()
+    table = run.clean("features.interactions")
+    judged = judged_pairs(table)
+    names = [frozenset(pair) for pair in zip(judged["first"], judged["second"], strict=True)]
+    assert len(names) == len(set(names)) == 8
+    expected = {
+        frozenset((row["first"], row["second"])): row["held"]
+        for row in table[table["effect"].notna()].sort_values("held").to_dict("records")
+    }
+    assert [expected[name] for name in names] == judged["held"].tolist()
+    # Turned about, or with the context that was not measured, it is the same pair.
+    turned = table.copy()
+    rest = turned["held"] == REST
+    turned.loc[rest, ["first", "second"]] = turned.loc[rest, ["second", "first"]].to_numpy()
+    assert judged_pairs(turned)["held"].tolist() == judged["held"].tolist()
+    turned.loc[rest, "effect"] = np.nan
+    assert set(judged_pairs(turned)["held"]) == {"nothing"}
+    # Alone the two need each other; with the rest out they add up.
+    assert "need each other" not in pairs(run).text
+    run.held["features.interactions"] = run.held["features.interactions"].query("held == 'nothing'")
+    assert "need each other in 1" in pairs(run).text
 
 
 def test_nothing_beyond_chance_is_said_and_so_is_a_missing_null():
@@ -179,7 +238,8 @@ def test_a_reserve_that_wakes_and_does_little_is_none():
 def test_pairs_that_do_not_interact_are_said_to():
     run = Tables()
     run.held["features.interactions"]["kind"] = "additive"
-    assert pairs(run).text == "Of 8 pairs taken out alone and together, none was shown to interact."
+    opening = "Of 8 pairs taken out alone and together (6 with the rest of the set out)"
+    assert pairs(run).text == f"{opening}, none was shown to interact."
     run.held["features.interactions"]["effect"] = np.nan
     assert pairs(run) is None
 
@@ -206,7 +266,10 @@ def test_overshooting_members_are_named():
     steep.loc[0, "slope"] = 0.1
     concern = overshoots(steep)
     assert concern.tone == "bad"
-    assert "5 of 5 members claim more" in concern.text
+    assert "5 of 5 latents of the set claim more" in concern.text
+    # Where nothing was regressed nothing can be said.
+    steep.loc[1, ["slope", "slope_low", "slope_high"]] = np.nan
+    assert "4 of 4 latents" in overshoots(steep).text
     assert "L3/17: 0.50 claimed, 0.10 written" in concern.text
 
 

@@ -10,12 +10,13 @@ import plotly.graph_objects as go
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell that is more than its text: a number, a mark, a hash."""
+    """A table cell that is more than its text: a number, a mark, a hash. `below` is a second, smaller line."""
 
     text: str
     number: bool = False
     code: bool = False
     strong: bool = False
+    below: str = ""
 
 
 @dataclass(frozen=True)

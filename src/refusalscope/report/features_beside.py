@@ -5,11 +5,20 @@ from __future__ import annotations
 import pandas as pd
 
 from refusalscope.report.features_tables import BASELINES, arms_at_full, features_table, set_arm
-from refusalscope.report.numbers import NBSP, decimal, finite, span, whole
+from refusalscope.report.numbers import NBSP, decimal, finite, p_value, span, whole
 from refusalscope.report.rules import MIN_N, Statement
-from refusalscope.report.tables import RunLike, records
+from refusalscope.report.tables import Row, RunLike, records
 
 LINKS = ("figure-features-baselines", "table-features-baselines")
+
+
+# Of random draws fewer than this share may do as much as the set.
+CHANCE = 0.05
+
+
+def beats_random(arm: Row) -> bool:
+    """Whether an arm does more than random latents, over prompts and, where they were counted, over draws."""
+    return bool(arm["beats_low"] > 0 and not arm["p_random"] >= CHANCE)
 
 
 def beside_random(run: RunLike) -> Statement | None:
@@ -21,17 +30,18 @@ def beside_random(run: RunLike) -> Statement | None:
     more = f"{decimal(arm['beats'])}{NBSP}nats more (95{NBSP}% interval {interval})"
     fall = f"the margin falls by {decimal(arm['change'])}{NBSP}nats, {more} than with matched random latents"
     draws = _draws(features_table(run, BASELINES))
+    draws += f"; p = {p_value(arm['p_random'])}" if draws and finite(arm["p_random"]) else ""
     fall += f" ({draws})" if draws else ""
     if not arm["n_harmful"] >= MIN_N:
         opening, tone = "Too few prompts to say whether the set beats random latents", "plain"
-    elif arm["beats_low"] > 0:
+    elif beats_random(arm):
         opening, tone = "The set does more than random latents like its own", "good"
     elif arm["beats_high"] < 0:
         opening, tone = "The set does less than random latents like its own", "bad"
     else:
         opening, tone = "The set was not shown to do more than random latents like its own", "bad"
-    short = "" if arm["beats_low"] > 0 else "no more than matched random latents do"
-    return Statement(f"{opening}: {fall}.", short if tone == "bad" else "", tone, LINKS)
+    short = "no more than matched random latents do" if tone == "bad" else ""
+    return Statement(f"{opening}: {fall}.", short, tone, LINKS)
 
 
 def beside_direction(run: RunLike) -> Statement | None:
@@ -47,6 +57,12 @@ def beside_direction(run: RunLike) -> Statement | None:
     )
     own = f"the set lowers the margin by {decimal(arm['change'])}{NBSP}nats (95{NBSP}% interval "
     own += f"{span(arm['change_low'], arm['change_high'])})"
+    if not finite(arm["equal_kl"]):
+        text = f"The set costs too little on harmless replies to compare arms at its cost; {own}, the refusal "
+        text += (
+            f"direction by {decimal(line['change'])}{NBSP}nats at a KL of {decimal(line['kl'], 3)}."
+        )
+        return Statement(text, "", "plain", LINKS)
     if not finite(line["equal_kl"]):
         text = f"{cost}, {own}; the refusal direction never spends that much, and lowers it by "
         text += f"{decimal(line['change'])}{NBSP}nats at a KL of {decimal(line['kl'], 3)}."

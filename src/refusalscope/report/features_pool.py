@@ -43,4 +43,6 @@ def read_pool(run: RunLike, places: Set[tuple[int, int]]) -> Pool | None:
         frame = frame[finite_numbers(frame, column).isin(asked[column])]
     rows = even(frame, (*NUMBERS, "layer", "latent"))
     own = [row for row in records(rows) if (row["layer"], row["latent"]) in places]
-    return Pool(n, kept, recognising, {latent_name(row["layer"], row["latent"]): row for row in own})
+    return Pool(
+        n, kept, recognising, {latent_name(row["layer"], row["latent"]): row for row in own}
+    )

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from refusalscope.report.features_beside import beside_direction, beside_random
+from refusalscope.report.features_beside import (
+    CHANCE,
+    beats_random,
+    beside_direction,
+    beside_random,
+)
+from refusalscope.report.features_held import REST, judged_pairs
 from refusalscope.report.features_tables import (
     MATTERS,
     SETS,
@@ -18,6 +24,7 @@ from refusalscope.report.features_tables import (
     sizes_of,
     value,
 )
+from refusalscope.report.features_writes import followed, heads, size_words, spread, unit
 from refusalscope.report.numbers import (
     NBSP,
     counted,
@@ -42,16 +49,22 @@ FEATURES_RULES = (
     f"No word is chosen from fewer than {MIN_N} prompts.",
     "A set of latents flips a prompt when the refusal margin falls below 0 with all of the set taken out. "
     "Sets were searched on other prompts than those they are judged on (the report split).",
+    "A write is a latent with those of other layers that show the same write to the stream again; its latents "
+    "are taken out together and count as one member of a set.",
     f"A set carries the refusal: it flips more than {percent(HALF)} of the refused prompts (the interval "
     "lies above), and lowers the margin more than random latents matched in layer, decoder norm and "
-    "activation (the interval of the difference lies above 0); part of it: only the second holds.",
-    "Dormant: a member of the set that no prompt activates without an edit.",
+    f"activation (the interval of the difference lies above 0, and fewer than {percent(CHANCE)} of draws do "
+    "as much); part of it: only the second holds.",
+    "Dormant: a member of the set that no prompt activates without an edit, at any of its layers.",
     "A reserve is a latent outside the set that wakes when the set is taken out more often than under "
     f"random directions of the same norm (false discovery rate {percent(WAKES)}) and then holds up the "
     f"margin by more than {decimal(MATTERS, 1)} nats (the lower bound).",
     "Two latents stand in for each other (OR, redundant) when taking out both does more than the sum "
-    "of each alone, and need each other (AND, synergistic) when it does less; the interval must exclude 0.",
-    "At equal KL: each arm at the strength at which it disturbs harmless replies as much as the set does. "
+    "of each alone, and need each other (AND, synergistic) when it does less; the interval must exclude 0. A "
+    "pair is judged with the rest of the set taken out where that was run, so that no third stands in for the "
+    "two, else with nothing else taken out.",
+    "At equal KL: each arm at the strength at which it disturbs harmless replies as much as the set does, read "
+    "between the strengths that were run, along the root of the KL. "
     "A difference counts when it lies outside the interval of the set.",
 )
 
@@ -75,20 +88,19 @@ def carriers(run: RunLike) -> Statement | None:
     links = ("figure-features-set", "table-features-members", "figure-features-baselines")
     if members is None:
         return _no_set(pooled_searches(run))
-    n, layers = len(members), members["layer"].nunique()
-    size = f"{counted(n, 'latent')} in {counted(layers, 'layer')}"
-    text = f"The smallest set found is {size} ({_named(members)})"
-    smaller = _smaller(features_table(run, SETS), n)
+    size, names = size_words(members), _named(heads(members))
+    shown = f"{size}, strongest at {names}" if spread(members) else f"{size} ({names})"
+    text = f"The smallest set found is {shown}"
+    smaller = _smaller(features_table(run, SETS), members["write"].nunique())
     if smaller:
-        text = (
-            f"The set looked into is {size} ({_named(members)}); the smallest has {whole(smaller)}"
-        )
+        least = counted(smaller, unit(members))
+        text = f"The set looked into is {shown}; the smallest has {least}"
     if not members["verified"].iloc[0]:
         text += "; no run proved that it flips"
     arm = set_arm(run, members)
     if arm is None or not finite(arm["flipped"]):
-        shown = members["flipped"].iloc[0]
-        text += f"; it flips {percent(shown)} of the prompts it was searched on" * finite(shown)
+        share = members["flipped"].iloc[0]
+        text += f"; it flips {percent(share)} of the prompts it was searched on" * finite(share)
         return Statement(f"{text}; on unseen prompts it was not measured.", "", "watch", links)
     if not arm["n_harmful"] >= MIN_N:
         text += f"; too few unseen prompts ({whole(arm['n_harmful'])}) to say whether it carries refusal"
@@ -105,7 +117,7 @@ def carriers(run: RunLike) -> Statement | None:
 
 
 def _carries(arm: Row, size: str) -> str:
-    if not arm["beats_low"] > 0:
+    if not beats_random(arm):
         return f"{size} were not shown to carry the refusal"
     return f"{size} carry {'' if arm['flipped_low'] > HALF else 'part of '}the refusal"
 
@@ -125,12 +137,12 @@ def sleepers(run: RunLike) -> Statement | None:
     rows = dormant_rows(run)
     if rows is None:
         return None
-    members, found = rows[rows["in_set"]], by_size(rows[rows["reserve"]], "effect")
+    found, mine = by_size(rows[rows["reserve"]], "effect"), followed(rows, main_set(run))
     parts = []
-    if len(members):
-        n = int(members["dormant"].sum())
+    if len(mine):
+        n = int(mine["dormant"].sum())
         parts.append(
-            f"{whole(n)} of {counted(len(members), 'member')} ({percent(n / len(members))}) "
+            f"{whole(n)} of {counted(len(mine), 'member')} ({percent(n / len(mine))}) "
             f"{'is' if n == 1 else 'are'} dormant"
         )
         worth = value(run, "dormant value")
@@ -186,7 +198,7 @@ def pairs(run: RunLike) -> Statement | None:
     table = of_set(features_table(run, "features.interactions"), main_set(run))
     if table is None:
         return None
-    tested = table[table["effect"].notna()]
+    tested = judged_pairs(table)
     if tested.empty:
         return None
     links = ("figure-features-pairs", "table-features-pairs")
@@ -202,13 +214,15 @@ def pairs(run: RunLike) -> Statement | None:
             )
             shorts.append(f"some latents {verb}")
     opening = f"Of {counted(len(tested), 'pair')} taken out alone and together"
+    n_rest = int((tested["held"] == REST).sum())
+    opening += f" ({whole(n_rest)} with the rest of the set out)" if n_rest else ""
     if not parts:
         return Statement(f"{opening}, none was shown to interact.", "", "plain", links)
     return Statement(f"{opening}, latents {listed(parts)}.", shorts[0], "plain", links)
 
 
 def _smaller(sets: pd.DataFrame | None, n: int) -> int:
-    """The size of the smallest verified pooled set where it is below n, else 0."""
+    """How many writes the smallest verified pooled set has where it is below n, else 0."""
     if sets is None:
         return 0
     sizes = sizes_of(sets)

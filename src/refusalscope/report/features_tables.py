@@ -144,7 +144,7 @@ def _main_set(run: RunLike) -> pd.DataFrame | None:
 
 
 def sizes_of(sets: pd.DataFrame) -> pd.DataFrame:
-    """One row a set, the smallest first: set_id, n (writes), latents, layers, pooled, and what its rows share."""
+    """One row a set, the smallest first: set_id, n (writes), latents, layers, pooled, what its rows share."""
     shared = ["set_id", "prompt_id", "by", "verified", "minimal", "flipped", "forwards"]
     sizes = sets.drop_duplicates("set_id")[shared]
     members = sets.groupby("set_id")

@@ -16,9 +16,11 @@ from refusalscope.report.features_tables import (
     main_set,
     of_set,
     set_arm,
+    sizes_of,
     stated_layers,
     value,
 )
+from refusalscope.report.features_writes import followed
 from refusalscope.report.numbers import (
     NBSP,
     counted,
@@ -76,12 +78,13 @@ def overshoots(overshoot: pd.DataFrame | None) -> Statement | None:
     """Members whose decoder row claims more of the refusal axis than the model writes with them."""
     if overshoot is None:
         return None
-    rows = overshoot[overshoot["slope_high"] < overshoot["claimed"]]
+    known = overshoot[overshoot["slope_high"].notna() & overshoot["claimed"].notna()]
+    rows = known[known["slope_high"] < known["claimed"]]
     if rows.empty:
         return None
     worst = records(rows.loc[[(rows["claimed"] - rows["slope"]).idxmax()]])[0]
-    text = f"{whole(len(rows))} of {counted(len(overshoot), 'member')} claim more of the refusal axis than "
-    text += f"the model writes with them ({worst['at']}: {decimal(worst['claimed'])} claimed, "
+    text = f"{whole(len(rows))} of {counted(len(known), 'latent')} of the set claim more of the refusal axis "
+    text += f"than the model writes with them ({worst['at']}: {decimal(worst['claimed'])} claimed, "
     text += f"{decimal(worst['slope'])} written), so taking them out also steers"
     return Statement(text, "", "bad", ("table-features-members",))
 
@@ -129,8 +132,13 @@ def bos_differs(run: RunLike) -> Statement | None:
     if every is None or without is None:
         return None
     parts = []
-    for column, name in (("dormant", "dormant members"), ("reserve", "reserves")):
-        one, other = (set(rows.loc[rows[column], "at"]) for rows in (every, without))
+    members = main_set(run)
+    asleep = [followed(rows, members) for rows in (every, without)]
+    names = {
+        "dormant members": [set(rows.loc[rows["dormant"], "at"]) for rows in asleep],
+        "reserves": [set(rows.loc[rows["reserve"], "at"]) for rows in (every, without)],
+    }
+    for name, (one, other) in names.items():
         if one != other:
             parts.append(f"{whole(len(one))} {name} against {whole(len(other))} without it")
     if not parts:
@@ -198,7 +206,7 @@ def unverified(sets: pd.DataFrame | None) -> Statement | None:
     """Sets that no run proved to flip, or to need all of their members."""
     if sets is None:
         return None
-    each = sets.drop_duplicates("set_id")
+    each = sizes_of(sets)
     n = int((~(each["verified"] & each["minimal"])).sum())
     if not n:
         return None

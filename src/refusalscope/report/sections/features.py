@@ -22,9 +22,10 @@ from refusalscope.report.features_tables import (
 from refusalscope.report.sections.features_arms import arms_table, published_table
 from refusalscope.report.sections.features_baselines import baselines_figure
 from refusalscope.report.sections.features_contrast import contrast_table, machine_table
+from refusalscope.report.sections.features_dictionaries import dictionaries_table
+from refusalscope.report.sections.features_layers import set_figure, shown_writes
 from refusalscope.report.sections.features_ledger import ledger_figure
 from refusalscope.report.sections.features_members import (
-    dictionaries_table,
     members_table,
     searches_table,
     sets_table,
@@ -34,8 +35,13 @@ from refusalscope.report.sections.features_pairs import (
     pairs_figure,
     pairs_table,
 )
-from refusalscope.report.sections.features_path import path_figure, set_figure, shown_latents
-from refusalscope.report.sections.features_values import clusters_table, values_table, waking_table
+from refusalscope.report.sections.features_path import path_figure
+from refusalscope.report.sections.features_values import (
+    RANK,
+    clusters_table,
+    values_table,
+    waking_table,
+)
 from refusalscope.report.sections.features_waking import rounds_table, woken_figure
 from refusalscope.report.tables import RunLike, why_missing
 
@@ -80,13 +86,14 @@ def _set_blocks(run: RunLike, members: pd.DataFrame, dormant: pd.DataFrame | Non
     pool = read_pool(run, asked)
     searches = pooled_searches(run)
     searched = float("nan") if searches is None else float(searches["candidates"].max())
-    blocks: list[Block] = [path_figure(pool, searched, members, dormant)]
+    both = (run.info.get("settings") or {}).get("part") == "both"
+    blocks: list[Block] = [path_figure(pool, searched, members, dormant, both=both)]
     if pool is None:
         blocks.append(_missing(run, "features.pool"))
     drawn = set_figure(members, dormant, pool, stated_layers(run))
     text = "What each member is worth was not measured, so the set is not drawn over layers."
     blocks.append(drawn or Note(text, "missing"))
-    latents = shown_latents(members, dormant, pool)
+    latents = shown_writes(members, dormant, pool)
     overshoot = of_set(features_table(run, "features.overshoot"), members)
     blocks.append(members_table(latents, features_table(run, "features.members"), overshoot))
     return blocks
@@ -113,7 +120,7 @@ def features_waking(run: RunLike) -> Section | None:
     dormant, values, ledger, clusters = (
         own(name) for name in (DORMANT, "features.values", LEDGER, "features.clusters")
     )
-    n = float("nan") if values is None else float(values["n"].max())
+    n = float("nan") if values is None else float(values.loc[values["name"] != RANK, "n"].max())
     drawn = None if dormant is None else woken_figure(dormant, n)
     nothing = "No latent outside the set woke and was compared with chance."
     blocks: list[Block] = [

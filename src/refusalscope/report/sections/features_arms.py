@@ -5,7 +5,16 @@ from __future__ import annotations
 import pandas as pd
 
 from refusalscope.report.content import Cell, Table
-from refusalscope.report.numbers import ABSENT, NBSP, decimal, percent, rate_span, span, whole
+from refusalscope.report.numbers import (
+    ABSENT,
+    NBSP,
+    decimal,
+    p_value,
+    percent,
+    rate_span,
+    span,
+    whole,
+)
 from refusalscope.report.tables import Row, records
 from refusalscope.stats import wilson
 
@@ -17,14 +26,16 @@ def arms_table(rows: pd.DataFrame) -> Table:
     return Table(
         "Every arm with its latents out whole",
         (
-            *("arm", "latents", "margin falls (nats)", "beyond random latents", "at equal KL"),
+            *("arm", "latents", "margin falls (nats)", "beyond random latents", "p", "at equal KL"),
             *("KL (nats a position)", "flips", "judged refusals", "nats per nat of KL"),
         ),
         [_arm(row) for row in records(rows)],
-        f"In brackets 95{NBSP}% intervals over prompts. Beyond random latents: the fall less that with matched "
-        "random latents, paired by prompt. At equal KL: the fall at the strength at which the arm costs what "
-        "the set costs. Flips: share of refused harmful prompts whose margin falls below 0. A dash: not "
-        "measured, or never that costly.",
+        f"Below each number its 95{NBSP}% interval over prompts. Beyond random latents: the fall less that "
+        "with matched random latents, paired by prompt; p: share of the random draws, the arm itself counted "
+        "in, that do as much. At equal KL: the fall at the strength at which the arm costs what the set "
+        "costs, read between the strengths that were run, along the root of the KL (a small edit moves the "
+        "margin in proportion and the KL with its square). Flips: share of refused harmful prompts whose "
+        "margin falls below 0. A dash: not measured, never that costly, or the set itself costs nothing.",
         id="table-features-baselines",
         name="arms",
     )
@@ -37,6 +48,7 @@ def _arm(row: Row) -> tuple[str | Cell, ...]:
         Cell(latents, number=True),
         _number(row, "change", 2),
         _number(row, "beats", 2),
+        Cell(p_value(row["p_random"]), number=True),
         Cell(decimal(row["equal_kl"]), number=True),
         Cell(decimal(row["kl"], 4), number=True),
         _rate(row, "flipped"),
@@ -47,16 +59,16 @@ def _arm(row: Row) -> tuple[str | Cell, ...]:
 
 def _number(row: Row, column: str, digits: int) -> Cell:
     interval = span(row[f"{column}_low"], row[f"{column}_high"], digits)
-    return _bracketed(decimal(row[column], digits), interval)
+    return _over(decimal(row[column], digits), interval)
 
 
 def _rate(row: Row, column: str) -> Cell:
     interval = rate_span(row[f"{column}_low"], row[f"{column}_high"])
-    return _bracketed(percent(row[column]), interval)
+    return _over(percent(row[column]), interval)
 
 
-def _bracketed(value: str, interval: str) -> Cell:
-    return Cell(value if interval == ABSENT else f"{value} ({interval})", number=True)
+def _over(value: str, interval: str) -> Cell:
+    return Cell(value, number=True, below="" if interval == ABSENT else interval)
 
 
 def strengths_table(arms: pd.DataFrame) -> Table:
@@ -69,9 +81,9 @@ def strengths_table(arms: pd.DataFrame) -> Table:
             *("KL (nats a position)", "CE (nats a token)", "degenerate", "over-refused"),
         ),
         [_strength(row) for row in records(arms.head(MAX_ROWS))],
-        f"In brackets 95{NBSP}% intervals over prompts. CE: change of the cross-entropy of the clean model's "
-        "replies. Degenerate: share of replies that say nothing; over-refused: share of harmless prompts that "
-        "are then refused."
+        f"Below the numbers 95{NBSP}% intervals over prompts. CE: change of the cross-entropy of the clean "
+        "model's replies. Degenerate: share of replies that say nothing; over-refused: share of harmless "
+        "prompts that are then refused."
         + (f" {whole(left)} further rows stand in features.baselines." if left > 0 else ""),
         folded=True,
     )

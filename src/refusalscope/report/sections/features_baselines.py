@@ -85,7 +85,7 @@ def baselines_figure(arms: pd.DataFrame, budget: Row | None) -> Figure | None:
         taken[group] += 1
         _draw(fig, str(name), rows.sort_values("strength"), GROUPS[group].colour, symbol, left)
         words = "" if group != "random" else _draws(rows)
-        keys.append(Key(f"{shape} {GROUPS[group].mark}", f"{arm_name(str(name))}{words}"))
+        keys.append(Key(f"{shape} {GROUPS[group].mark}", f"{arm_name(str(name), group)}{words}"))
         full = full_strength(rows)
         if full is not None:
             said.append(f"{name} {decimal(full['change'])} nats at KL {decimal(full['kl'], 3)}")
@@ -107,9 +107,9 @@ def baselines_figure(arms: pd.DataFrame, budget: Row | None) -> Figure | None:
     )
 
 
-def arm_name(arm: str) -> str:
-    """An arm as the page calls it."""
-    return f"the set ({arm.removeprefix('set ')})" if arm.startswith("set ") else arm
+def arm_name(arm: str, group: str) -> str:
+    """An arm as the page calls it; not every arm whose name begins so is a set alone."""
+    return f"the set ({arm.removeprefix('set ')})" if group == "set" else arm
 
 
 def _draws(rows: pd.DataFrame) -> str:
@@ -197,7 +197,7 @@ def _hover(name: str, row: Row) -> str:
     if finite(row["n_latents"]):
         strength += f", {counted(int(row['n_latents']), 'latent')}"
     lines = [
-        f"<b>{safe(arm_name(name), 24)}</b>",
+        f"<b>{safe(arm_name(name, row['group']), 24)}</b>",
         strength,
         f"falls {decimal(row['change'])} ({span(row['change_low'], row['change_high'])})",
         f"KL {decimal(row['kl'], 3)} ({span(row['kl_low'], row['kl_high'], 3)})",

@@ -14,6 +14,7 @@ from refusalscope.report.features_tables import (
     pooled_searches,
     set_arm,
 )
+from refusalscope.report.features_writes import followed, spread
 from refusalscope.report.numbers import (
     NBSP,
     counted,
@@ -37,7 +38,7 @@ def features_cards(run: RunLike) -> list[Card]:
         _cost(arm),
         _direction(arm, arms_at_full(run)),
         _rate("Judged refusals with the set taken out", arm, "refused", "n_harmful"),
-        _dormant(dormant),
+        _dormant(dormant, members),
         _reserves(dormant),
     ]
     return [card for card in cards if card is not None]
@@ -50,10 +51,11 @@ def _size(members: pd.DataFrame | None, searches: pd.DataFrame | None) -> Card |
     row = records(members)[0]
     proof = "verified" if row["verified"] else "not verified"
     proof += " and minimal" if row["verified"] and row["minimal"] else ""
+    layers = counted(members["layer"].nunique(), "layer")
     return Card(
-        "Latents in the set",
-        whole(len(members)),
-        f"in {counted(members['layer'].nunique(), 'layer')}",
+        f"{'Writes' if spread(members) else 'Latents'} in the set",
+        whole(members["write"].nunique()),
+        f"{counted(len(members), 'latent')} over {layers}" if spread(members) else f"in {layers}",
         f"of {whole(searched)} searched; {proof}" if finite(searched) else proof,
         "figure-features-set",
         "direction",
@@ -121,15 +123,15 @@ def _direction(arm: Row | None, rows: pd.DataFrame | None) -> Card | None:
     )
 
 
-def _dormant(dormant: pd.DataFrame | None) -> Card | None:
+def _dormant(dormant: pd.DataFrame | None, members: pd.DataFrame | None) -> Card | None:
     if dormant is None or not dormant["in_set"].any():
         return None
-    members = dormant[dormant["in_set"]]
-    n = int(members["dormant"].sum())
+    mine = followed(dormant, members)
+    n = int(mine["dormant"].sum())
     return Card(
         "Dormant members",
-        f"{whole(n)} of {whole(len(members))}",
-        f"{percent(n / len(members))} of the set",
+        f"{whole(n)} of {whole(len(mine))}",
+        f"{percent(n / len(mine))} of the set",
         "active on no prompt without an edit",
         "table-features-members",
         "direction",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from refusalscope.report.content import Cell, Table
-from refusalscope.report.numbers import decimal, percent, rate_span, whole
+from refusalscope.report.numbers import ABSENT, decimal, finite, percent, rate_span, whole
 from refusalscope.report.tables import records
 
 INPUTS = {
@@ -13,6 +13,9 @@ INPUTS = {
     "post_ablation": "runs with the set taken out",
     "masks": "runs under random masks",
 }
+
+# Of each ranking so many latents are listed.
+MAX_PLACES = 10
 
 
 def contrast_table(contrast: pd.DataFrame) -> Table:
@@ -32,28 +35,40 @@ def contrast_table(contrast: pd.DataFrame) -> Table:
             for row in records(contrast)
         ],
         "Accuracy on prompts left out of the training. Both labels are easy to tell apart, so a high accuracy "
-        "says nothing of what causes the refusal; latents that are never active in the inputs have no weight.",
+        "says nothing of what causes the refusal; latents that are never active in the inputs have no weight. "
+        "Under random masks the machine learns the fall of the margin instead, which has no accuracy.",
         id="table-features-contrast",
         name="contrast",
     )
 
 
 def machine_table(machine: pd.DataFrame) -> Table:
-    """The latents that the factorization machine ranks highest, by kind of inputs."""
+    """The latents that the factorization machine or the linear probe ranks highest, by kind of inputs."""
     ranked = machine.sort_values("place", kind="stable")
-    rows = pd.concat([part.head(10) for _, part in ranked.groupby("inputs", sort=False)])
+    first = (ranked["place"] < MAX_PLACES) | (ranked["probe_place"] < MAX_PLACES)
+    parts = [part for _, part in ranked[first].groupby("inputs", sort=False)]
+    rows = pd.concat(parts) if parts else ranked.head(MAX_PLACES)
     return Table(
-        "The latents that the machine ranks highest",
-        ("inputs", "latent", "score", "weight in the probe"),
+        "The latents that machine and probe rank highest",
+        ("inputs", "latent", "place", "score", "place in the probe", "weight in the probe"),
         [
             (
                 INPUTS.get(row["inputs"], str(row["inputs"])),
                 Cell(row["at"], strong=True),
+                Cell(_place(row["place"]), number=True),
                 Cell(decimal(row["score"], 3), number=True),
+                Cell(_place(row["probe_place"]), number=True),
                 Cell(decimal(row["probe_weight"], 3), number=True),
             )
             for row in records(rows)
         ],
-        "A ranking by observation; what its top latents do when taken out stands among the baselines.",
+        f"The first {MAX_PLACES} of either ranking, the machine's first; the probe ranks by the size of its "
+        "weight. Rankings by observation; what their top latents do when taken out stands among the baselines. "
+        "A dash: not among the first, or no probe.",
         folded=True,
     )
+
+
+def _place(place: float) -> str:
+    """A rank from 0 as a reader counts it."""
+    return whole(place + 1) if finite(place) else ABSENT

@@ -1,4 +1,4 @@
-"""The tables of the set: its members, the sets and searches, how alike sets are, the dictionaries."""
+"""The tables of the set: its members, the sets and searches, and how alike sets are."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Table
 from refusalscope.report.features_tables import sizes_of
+from refusalscope.report.features_writes import layer_words
 from refusalscope.report.numbers import (
     ABSENT,
+    NBSP,
     counted,
     decimal,
     finite,
     listed,
     percent,
     rate_span,
-    share,
-    share_span,
     span,
     whole,
 )
@@ -25,7 +25,7 @@ from refusalscope.report.tables import Row, records
 
 # So many members, and reserves after them, stand in the table of members; so many rows in the others.
 MAX_MEMBERS, MAX_RESERVES, MAX_ROWS = 24, 12, 40
-# More dictionaries, sets or searches than this are folded.
+# More sets than this are folded.
 MAX_OPEN = 12
 
 
@@ -34,11 +34,11 @@ def members_table(
 ) -> Table:
     """The members and reserves, with everything that was measured of each.
 
-    latents: as `shown_latents` gives them; over_prompts: features.members; overshoot: of the main set.
+    latents: as `shown_writes` gives them; over_prompts: features.members; overshoot: of the main set.
     """
     often = {} if over_prompts is None else {row["at"]: row for row in records(over_prompts)}
     slopes = {} if overshoot is None else {row["at"]: row for row in records(overshoot)}
-    in_set = latents["in_set"]
+    in_set, many = latents["in_set"], bool((latents["layers"].map(len) > 1).any())
     shown = pd.concat([latents[in_set].head(MAX_MEMBERS), latents[~in_set].head(MAX_RESERVES)])
     left = len(latents) - len(shown)
     further = f" {whole(left)} further ones stand in features.sets and features.dormant." * (
@@ -49,47 +49,74 @@ def members_table(
     return Table(
         "The members of the set, and reserves behind it",
         (
-            *("latent", "what it is", "active without an edit", "holds up (nats)", "95 % interval"),
-            *("cosine", f"in sets of single prompts{prompts}", "95 % interval"),
-            *("decoder claims", "model writes", "95 % interval"),
+            *(("strongest latent", "layers") if many else ("latent",)),
+            *("what it is", "active without an edit", "holds up (nats)", "cosine (with harm)"),
+            *(f"in sets of single prompts{prompts}", "decoder claims", "model writes"),
         ),
-        [_member(row, often.get(row["at"]), slopes.get(row["at"])) for row in records(shown)],
-        "Holds up: the margin that the latent keeps from falling once all others of the set are out. Decoder "
-        "claims: how far the latent's decoder row points along the refusal direction; model writes: how far "
-        "the stream really moves along it with the latent. Where the second is clearly smaller, taking the "
-        f"latent out takes more refusal than was there. A dash: not measured.{further}",
+        [_member(row, often.get(row["at"]), _slope(row, slopes), many) for row in records(shown)],
+        (_WRITES if many else "")
+        + f"Below the numbers 95{NBSP}% intervals over prompts. Holds up: the margin that the member keeps "
+        "from falling once all others of the set are out. Cosine: of the decoder row with the refusal "
+        "direction, and in brackets with that of recognising harm. Decoder claims: how far the latent's "
+        "decoder row points along the refusal direction; model writes: how far the stream really moves along "
+        "it with the latent. Where the second is clearly smaller, taking the latent out takes more refusal "
+        f"than was there. A dash: not measured.{further}",
         id="table-features-members",
         name="members",
     )
 
 
-def _member(row: Row, often: Row | None, slope: Row | None) -> tuple[str | Cell, ...]:
+_WRITES = (
+    "A row is a write: its strongest latent with those of other layers that show the same write again, taken "
+    "out together. What it holds up is of all of them; how often it is active, of the most active one; the "
+    "other numbers are of the strongest that they were measured of. "
+)
+
+
+def _slope(row: Row, slopes: dict[str, Row]) -> Row | None:
+    """What was regressed of the strongest latent of a write for which there was enough to regress."""
+    known = [slopes[name] for name in row["names"] if name in slopes]
+    return next((each for each in known if finite(each["slope"])), known[0] if known else None)
+
+
+def _member(row: Row, often: Row | None, slope: Row | None, many: bool) -> tuple[str | Cell, ...]:
+    harm = f" ({decimal(row['cosine_recognition'])})" if finite(row["cosine_recognition"]) else ""
     return (
         Cell(row["at"], strong=True),
+        *((layer_words(sorted(row["layers"])),) if many else ()),
         row["state"] if row["in_set"] else "reserve",
         Cell(percent(row["active_clean"]), number=True),
-        Cell(decimal(row["effect"]), number=True),
-        Cell(span(row["effect_low"], row["effect_high"]), number=True),
-        Cell(decimal(row["cosine"]), number=True),
-        Cell(percent(often["frequency"]) if often else ABSENT, number=True),
-        Cell(rate_span(often["low"], often["high"]) if often else ABSENT, number=True),
-        Cell(decimal(slope["claimed"]) if slope else ABSENT, number=True),
-        Cell(decimal(slope["slope"]) if slope else ABSENT, number=True),
-        Cell(span(slope["slope_low"], slope["slope_high"]) if slope else ABSENT, number=True),
+        _over(decimal(row["effect"]), span(row["effect_low"], row["effect_high"])),
+        Cell(f"{decimal(row['cosine'])}{harm}", number=True),
+        _over(percent(often["frequency"]), rate_span(often["low"], often["high"]))
+        if often
+        else _NONE,
+        Cell(decimal(slope["claimed"]), number=True) if slope else _NONE,
+        _over(decimal(slope["slope"]), span(slope["slope_low"], slope["slope_high"]))
+        if slope
+        else _NONE,
     )
+
+
+_NONE = Cell(ABSENT, number=True)
+
+
+def _over(value: str, interval: str) -> Cell:
+    """A number over its interval, where it has one."""
+    return Cell(value, number=True, below="" if interval == ABSENT else interval)
 
 
 def sets_table(sets: pd.DataFrame) -> Table:
     """One row a pooled set; the sets of single prompts in one row."""
     sizes = sizes_of(sets)
-    rows = [_set(row) for row in records(sizes[sizes["pooled"]].head(MAX_ROWS))]
+    many = bool((sizes["latents"] > sizes["n"]).any())
+    rows = [_set(row, many) for row in records(sizes[sizes["pooled"]].head(MAX_ROWS))]
     single = sizes[~sizes["pooled"]]
     if len(single):
         rows.append(
             (
                 f"{counted(single['prompt_id'].nunique(), 'prompt')}, one by one",
-                _many(single["n"]),
-                _many(single["layers"]),
+                *(_many(single[name]) for name in _sizes(many)),
                 Cell(ABSENT, number=True),
                 _yes(single["verified"]),
                 _yes(single["minimal"]),
@@ -99,7 +126,10 @@ def sets_table(sets: pd.DataFrame) -> Table:
         )
     return Table(
         "The sets found",
-        ("set", "latents", "layers", "flips", "verified", "minimal", "found by", "forwards"),
+        (
+            *("set", *(("writes", "latents") if many else ("latents",)), "layers", "flips"),
+            *("verified", "minimal", "found by", "forwards"),
+        ),
         rows,
         "Flips: share of the prompts that the set was searched on. Verified: run once more, it flips; minimal: "
         "without any one member it does not. For sets of single prompts the median and the range.",
@@ -109,11 +139,14 @@ def sets_table(sets: pd.DataFrame) -> Table:
     )
 
 
-def _set(row: Row) -> tuple[str | Cell, ...]:
+def _sizes(many: bool) -> tuple[str, ...]:
+    return ("n", "latents", "layers") if many else ("n", "layers")
+
+
+def _set(row: Row, many: bool) -> tuple[str | Cell, ...]:
     return (
         Cell(row["set_id"], strong=True),
-        Cell(whole(row["n"]), number=True),
-        Cell(whole(row["layers"]), number=True),
+        *(Cell(whole(row[name]), number=True) for name in _sizes(many)),
         Cell(percent(row["flipped"]), number=True),
         "yes" if row["verified"] else "no",
         "yes" if row["minimal"] else "no",
@@ -145,8 +178,9 @@ def searches_table(searches: pd.DataFrame) -> Table:
             *("budget", "all sets found", "why none"),
         ),
         rows,
-        "Forwards: prompts run through the model, over all runs of the search. Where the budget ran out, "
-        "smaller or further sets may exist.",
+        "Candidates: writes, or latents where each is a write of its own. Halves of the prompts only show how "
+        "stable the sets are. Forwards: prompts run through the model, over all runs of the search. Where the "
+        "budget ran out, smaller or further sets may exist.",
         id="table-features-searches",
         name="searches",
     )
@@ -200,40 +234,4 @@ def stability_table(stability: pd.DataFrame) -> Table:
         "Where latents stand in for each other several sets flip the refusal, and what they share need not.",
         id="table-features-stability",
         name="stability",
-    )
-
-
-def dictionaries_table(dictionaries: pd.DataFrame) -> Table:
-    """Whether each dictionary fits this model, measured on the run's own prompts."""
-    folded = len(dictionaries) > MAX_OPEN
-    return Table(
-        f"The dictionaries ({whole(len(dictionaries))})",
-        (
-            *("layer", "dictionary", "kind", "latents", "active a token", "95 % interval"),
-            *("at special tokens", "variance explained", "95 % interval", "norm ratio", "dead"),
-            "warnings",
-        ),
-        [_dictionary(row) for row in records(dictionaries)],
-        "Measured on the prompts of this run. Norm ratio: length of the stream over that of its "
-        "reconstruction. Dead: latents active on no token of these prompts.",
-        folded=folded,
-        id="" if folded else "table-features-dictionaries",
-        name="dictionaries",
-    )
-
-
-def _dictionary(row: Row) -> tuple[str | Cell, ...]:
-    return (
-        Cell(whole(row["layer"]), number=True),
-        row["name"] or ABSENT,
-        row["architecture"] or ABSENT,
-        Cell(whole(row["d_sae"]), number=True),
-        Cell(decimal(row["l0"], 1), number=True),
-        Cell(span(row["l0_low"], row["l0_high"], 1), number=True),
-        Cell(decimal(row["l0_special"], 1), number=True),
-        Cell(share(row["explained"]), number=True),
-        Cell(share_span(row["explained_low"], row["explained_high"]), number=True),
-        Cell(decimal(row["norm_ratio"]), number=True),
-        Cell(percent(row["dead_share"]), number=True),
-        row["warnings"] or "none",
     )

@@ -6,6 +6,13 @@ import numpy as np
 import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
+from refusalscope.report.features_held import (
+    NOTHING,
+    REST,
+    judged_pairs,
+    one_a_pair,
+    pair_names,
+)
 from refusalscope.report.figures import DIVERGING, colour_bar, figure
 from refusalscope.report.numbers import (
     ABSENT,
@@ -39,13 +46,16 @@ MAPS = (
 
 def pairs_figure(pairs: pd.DataFrame, in_set: set[str]) -> Figure | None:
     """The map of the main set's pairs; a second panel for the moments they were chosen by. None without any."""
-    known = pairs[pairs["effect"].notna() | pairs["moment"].notna()]
-    if known.empty:
+    every_row = pairs[pairs["effect"].notna() | pairs["moment"].notna()]
+    if every_row.empty:
         return None
+    known = one_a_pair(every_row, NOTHING)
+    again = every_row[every_row["effect"].notna() & ~every_row.index.isin(known.index)]
+    beside = {pair_names(row): row for row in records(again)}
     names = _latents(known, in_set)
     drawn = known[known["first"].isin(names) & known["second"].isin(names)]
     maps = [each for each in MAPS if drawn[each[0]].notna().any()]
-    panels = [_panel(drawn, names, in_set, *each) for each in maps]
+    panels = [_panel(drawn, beside, names, in_set, *each) for each in maps]
     every = set(known["first"]) | set(known["second"])
     n = known["n"].max()
     return Figure(
@@ -53,12 +63,17 @@ def pairs_figure(pairs: pd.DataFrame, in_set: set[str]) -> Figure | None:
         "interactions",
         "Which latents act together",
         panels,
-        "Each cell is a pair of latents. Green: taking out both lowers the margin more than the sum of each "
-        "alone, so they stand in for each other; purple: less, so they need each other. Without colour: they "
-        f"add up.{_line(names, in_set)} The map over random masks looks at all pairs at once (a quarter of "
-        "the interaction, on average over what else is out) and chooses "
-        f"which are then taken out exactly.{_letters(known, len(names))}",
-        f"{counted(int(known['effect'].notna().sum()), 'pair')} measured exactly"
+        "Each cell is a pair of latents, a write by its strongest. Green: taking out both lowers the margin "
+        "more than the sum of each alone, so they stand in for each other; purple: less, so they need each "
+        f"other. Without colour: they add up.{_line(names, in_set)} The map over random masks looks at all "
+        "pairs at once (a quarter of the interaction, on average over what else is out) and chooses which "
+        f"are then taken out exactly.{_letters(known, len(names))}",
+        f"{counted(int(known['effect'].notna().sum()), 'pair')} measured exactly, with nothing else taken out"
+        + (
+            f" ({whole(len(beside))} of them also with the rest of the set out, in the hover)"
+            if beside
+            else ""
+        )
         + (f", n = {whole(n)} prompts" if finite(n) else "")
         + (
             f"; the {len(names)} of {len(every)} latents with the largest interactions are drawn"
@@ -77,7 +92,7 @@ def pairs_figure(pairs: pd.DataFrame, in_set: set[str]) -> Figure | None:
 def _line(names: list[str], in_set: set[str]) -> str:
     inside = sum(name in in_set for name in names)
     parted = 0 < inside < len(names)
-    return " The line parts members of the set from reserves behind it." if parted else ""
+    return " The line parts members of the set from latents outside it." if parted else ""
 
 
 def _letters(pairs: pd.DataFrame, n: int) -> str:
@@ -100,6 +115,7 @@ def _latents(pairs: pd.DataFrame, in_set: set[str]) -> list[str]:
 
 def _panel(
     pairs: pd.DataFrame,
+    beside: dict[tuple[str, str], Row],
     names: list[str],
     in_set: set[str],
     column: str,
@@ -116,7 +132,9 @@ def _panel(
         i, j = place[row["first"]], place[row["second"]]
         for a, b in ((i, j), (j, i)):
             grid[a, b] = row[column]
-            hover[a][b] = _hover(row, column, bounds)
+            hover[a][b] = _hover(
+                row, beside.get(pair_names(row)) if exact else None, column, bounds
+            )
             mark[a][b] = KINDS.get(row["kind"], ("", ""))[0] if exact and n <= FEW else ""
     sizes = np.abs(grid[np.isfinite(grid)])
     top = float(sizes.max()) if sizes.size and sizes.max() > 0 else 1.0
@@ -154,7 +172,7 @@ def _panel(
     return Panel(fig, f"{alt}{decimal(best[column])} nats.", title)
 
 
-def _hover(row: Row, column: str, bounds: tuple[str, str]) -> str:
+def _hover(row: Row, again: Row | None, column: str, bounds: tuple[str, str]) -> str:
     low, high = (row[name] for name in bounds)
     lines = [f"<b>{row['first']} and {row['second']}</b>"]
     if column == "effect":
@@ -165,26 +183,40 @@ def _hover(row: Row, column: str, bounds: tuple[str, str]) -> str:
             f"alone {decimal(row['alone_a'])} and {decimal(row['alone_b'])},",
             f"together {decimal(row['both'])}",
         ]
+        if again is not None:
+            lines += [
+                f"with {again['held']} out:" if again["held"] == REST else "with nothing else out:",
+                f"{decimal(again['effect'])} nats ({span(again['low'], again['high'])})",
+                KINDS.get(again["kind"], ("", "kind not stated"))[1],
+            ]
     else:
         lines.append(f"moment {decimal(row['moment'], 3)} nats ({span(low, high, 3)})")
     return "<br>".join(lines)
 
 
 def pairs_table(pairs: pd.DataFrame) -> Table:
-    """The pairs of the largest interaction, with the four corners they were measured by."""
-    known = by_size(pairs[pairs["effect"].notna()], "effect")
-    left = len(known) - MAX_PAIRS
-    counts = known["kind"].replace("", "not stated").value_counts(sort=False)
+    """The pairs of the largest interaction, with the four corners they were measured by, each context a row."""
+    judged = by_size(judged_pairs(pairs), "effect")
+    left = len(judged) - MAX_PAIRS
+    counts = judged["kind"].replace("", "not stated").value_counts(sort=False)
     kinds = ", ".join(f"{whole(n)} {kind}" for kind, n in counts.items())
+    measured: dict[tuple[str, str], list[Row]] = {
+        pair_names(row): [row] for row in records(judged.head(MAX_PAIRS))
+    }
+    others = pairs[pairs["effect"].notna() & ~pairs.index.isin(judged.index)]
+    for row in records(others):
+        if pair_names(row) in measured:
+            measured[pair_names(row)].append(row)
     return Table(
         "The pairs of the largest interaction",
         (
-            *("first", "second", "kind", "interaction (nats)", "95 % interval"),
+            *("first", "second", "besides", "kind", "interaction (nats)", "95 % interval"),
             *("first alone", "second alone", "both", "prompts"),
         ),
-        [_pair(row) for row in records(known.head(MAX_PAIRS))],
-        f"Changes of the margin; interaction: what taking out both does beyond the sum of each alone. Of "
-        f"{counted(len(known), 'pair')}: {kinds or 'none measured exactly'}."
+        [_pair(row) for rows in measured.values() for row in rows],
+        "A write is named by its strongest latent. Changes of the margin from what it is with that out which "
+        "stands under besides; interaction: what taking out both does beyond the sum of each alone. Of "
+        f"{counted(len(judged), 'pair')}, each judged by its first row: {kinds or 'none measured exactly'}."
         + (f" {whole(left)} further pairs stand in features.interactions." if left > 0 else ""),
         id="table-features-pairs",
         name="pairs",
@@ -197,6 +229,7 @@ def _pair(row: Row) -> tuple[str | Cell, ...]:
     return (
         Cell(row["first"], strong=True),
         Cell(row["second"], strong=True),
+        str(row["held"]) or NOTHING,
         kind or ABSENT,
         Cell(decimal(row["effect"]), number=True),
         Cell(span(row["low"], row["high"]), number=True),

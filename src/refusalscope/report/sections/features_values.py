@@ -18,39 +18,49 @@ from refusalscope.report.sections.features_waking import ARMS
 from refusalscope.report.tables import Row, records
 
 MAX_CLUSTERS = 12
+# The value that is measured over latents; all others are over prompts.
+RANK = "effective rank of woken rows"
 # What the study's names of values mean.
 MEANINGS = {
     "margin, clean": "margin without an edit (nats)",
     "margin, set ablated": "with the set taken out wherever it is active",
-    "margin, clean mask": "with it taken out only where it was active without an edit",
-    "dormant value": "difference of the two: what the dormant members are worth",
+    "dormant value": "what the dormant members are worth of it (nats)",
     "margin, norms frozen": "with the set taken out and all norms held",
     "margin, BOS alone": "with the set taken out at BOS alone",
-    "effective rank of woken rows": "directions that the woken latents span (effective rank)",
+    "P(refusal opening), clean": "probability that the reply opens as a refusal, without an edit",
+    "P(refusal opening), set ablated": "that probability with the set taken out",
+    "P(refusal opening), BOS alone": "that probability with the set taken out at BOS alone",
+    RANK: "directions that the woken latents span (effective rank)",
 }
 
 
 def values_table(values: pd.DataFrame) -> Table:
     """The named values of the main set, each with its interval and n."""
     return Table(
-        "The set as a whole: the refusal margin under each edit",
+        "The set as a whole: the refusal margin and opening under each edit",
         ("what", "value", "95 % interval", "prompts", "p"),
         [
             (
                 MEANINGS.get(row["name"], str(row["name"])),
                 Cell(decimal(row["value"]), number=True),
                 Cell(span(row["low"], row["high"]), number=True),
-                Cell(whole(row["n"]), number=True),
+                Cell(ABSENT if row["name"] == RANK else whole(row["n"]), number=True),
                 Cell(p_value(row["p"]), number=True),
             )
-            for row in records(values)
+            for row in records(values.sort_values("name", key=_order, kind="stable"))
         ],
-        "Taken out only where it was active, a dormant member is left as it is: what the margin is then "
-        "higher by is theirs. With norms held, the rescaling of the rest by the normalisation cannot make up "
-        "for the edit.",
+        "Dormant members: taken out only where it was active without an edit, the set leaves them as they are; "
+        "what the margin is then higher by than with all of it out is theirs. With norms held, the rescaling "
+        "of the rest by the normalisation cannot make up for the edit.",
         id="table-features-values",
         name="values of the set",
     )
+
+
+def _order(names: pd.Series) -> pd.Series:
+    """Values of one kind stand together; those without a meaning come last."""
+    places = {name: place for place, name in enumerate(MEANINGS)}
+    return names.map(places).fillna(len(places))
 
 
 def waking_table(waking: pd.DataFrame) -> Table:
