@@ -25,7 +25,8 @@ ORDER = [
     {"report"},
     {"front"},
     {"audit"},
-    {"dissect", "route"},
+    {"cliff", "dissect", "route"},
+    {"repair"},
     {"cli"},
 ]
 

@@ -28,8 +28,10 @@ from refusalscope.runs import Run
 
 if TYPE_CHECKING:
     from refusalscope.organisms.planted import Planted
+    from refusalscope.organisms.reasoner.traces import Kind
 
 PLANTED = "builtin:planted-"
+REASONER = "builtin:reasoner"
 PLANTED_PAIRS = 160
 PathLike = str | Path
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -75,6 +77,44 @@ def default_pairs(model: str | ChatModel) -> PairSet:
     if isinstance(model, str) and model.startswith(PLANTED):
         return _planted(model).pairs
     return bundled_pairs()
+
+
+def default_traces(model: str | ChatModel) -> PromptSet:
+    """Prompts with thinking for a builtin reasoning model. Raises InputError where the user must give some."""
+    if model == REASONER:
+        from refusalscope.organisms.reasoner.pool import reasoner_prompts
+
+        kinds: tuple[tuple[Kind, int], ...] = (
+            *(("plain", 90), ("aside", 60), ("persuaded", 120), ("rejected", 30)),
+        )
+        sets = [
+            reasoner_prompts(label, kind, n)
+            for label in ("harmful", "harmless")
+            for kind, n in kinds
+        ]
+        return PromptSet(
+            tuple(prompt for each in sets for prompt in each),
+            tuple(source for each in sets for source in each.sources),
+        )
+    if isinstance(model, str) and model.startswith(PLANTED):
+        planted = _planted(model)
+        if planted.prompts is not None:
+            return planted.prompts
+    raise InputError(
+        "no traces were given; give --traces with a file of labelled prompts and their thinking, or --harmful "
+        "and --harmless for the model to think about"
+    )
+
+
+def default_pool(model: str | ChatModel) -> PromptSet:
+    """Prompts to repair a builtin reasoning model on. Raises InputError where the user must give some."""
+    if model == REASONER:
+        from refusalscope.organisms.reasoner.pool import reasoner_pool
+
+        return reasoner_pool()
+    raise InputError(
+        "no pool was given; give --pool with a file of harmful prompts, with or without their thinking"
+    )
 
 
 def default_dictionaries(model: str | ChatModel, chat: ChatModel) -> dict[int, Dictionary]:

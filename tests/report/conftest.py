@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_cliff import write_fake_cliff
 from report.fake_features import write_fake_features
+from report.fake_repair import write_fake_repair
 from report.fake_routing import write_fake_routing
 from report.fake_run import write_fake_run
 
@@ -46,3 +48,21 @@ def features_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features_report(features_run: Path) -> Path:
     """Its page."""
     return write_report(features_run)
+
+
+@pytest.fixture(scope="session")
+def cliff_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with every table of a cliff study."""
+    return write_fake_cliff(tmp_path_factory.mktemp("cliff") / "run")
+
+
+@pytest.fixture(scope="session")
+def cliff_report(cliff_run: Path) -> Path:
+    """Its page."""
+    return write_report(cliff_run)
+
+
+@pytest.fixture(scope="session")
+def repair_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a finished repair."""
+    return write_report(write_fake_repair(tmp_path_factory.mktemp("repair") / "run"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_cliff import fake_cliff_tables, write_fake_cliff
 from report.fake_features import write_fake_features
 from report.fake_routing import write_fake_routing
 from report.fake_writes import fake_writes
@@ -32,6 +33,8 @@ SCREENS = {"laptop": (1280, 800), "phone": (390, 844)}
 N_PLOTS = 10
 N_ROUTING_PLOTS = 13
 N_FEATURES_PLOTS = 11
+N_CLIFF_PLOTS = 5
+N_REPAIR_PLOTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,53 @@ def test_the_page_of_a_features_run_draws_and_fits(
     assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
     wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
     assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize(("name", "n"), [("cliff", N_CLIFF_PLOTS), ("repair", N_REPAIR_PLOTS)])
+def test_the_pages_of_cliff_and_repair_draw_and_fit(
+    visit, request: pytest.FixtureRequest, name: str, n: int, screen: str, scheme: str
+):
+    page = request.getfixturevalue(f"{name}_report")
+    seen = visit(page, screen, scheme)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    seen.page.screenshot(path=OUTPUT / f"{name}-{screen}-{scheme}.png", full_page=True)
+    assert seen.troubles == []
+    assert {url for url in seen.requests if url != "data:,"} == {page.as_uri()}
+    plots = "[...document.querySelectorAll('.plot')]"
+    marks = "'.scatterlayer .trace path, .heatmaplayer image'"
+    assert seen.ask(f"{plots}.filter(p => p.querySelector({marks})).length") == n
+    seen.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
+    wider = f"{plots}.filter(p => p.querySelector('.main-svg').clientWidth > p.clientWidth + 1)"
+    assert seen.ask(f"{wider}.length") == 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_single_trace_opens_without_a_script_and_fills_its_width(
+    visit, cliff_report: Path, screen: str
+):
+    seen = visit(cliff_report, screen, "light")
+    trail = seen.page.locator(".trail").first
+    assert not trail.locator("svg").is_visible()
+    trail.locator("summary").click()
+    line, frame = trail.locator("polyline").bounding_box(), trail.locator("svg").bounding_box()
+    assert line["width"] > 0.8 * frame["width"]
+    # It falls from high to low where the thinking ends.
+    assert line["height"] > 0.6 * frame["height"]
+    assert trail.locator(".point").count() == 3
+    assert seen.troubles == []
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_long_traces_of_a_deep_model_draw_every_figure(visit, tmp_path: Path, screen: str):
+    run = write_fake_cliff(tmp_path / "run", tables=fake_cliff_tables((64, 40), 1_500))
+    seen = visit(write_report(run), screen, "light")
+    assert seen.troubles == []
+    assert seen.page.locator("#figure-cliff-curve .plot").count() == 2
+    seen.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert seen.ask("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("screen", SCREENS)

@@ -43,6 +43,15 @@ app.command(
     help_epilogue="Example: `refusalscope features builtin:chat --out runs/features`",
 )
 app.command(
+    "refusalscope.cli.cliff:cliff",
+    help="Where a reasoning model drops its refusal, and which heads push it.",
+)
+app.command(
+    "refusalscope.cli.cliff:repair",
+    help="Fine-tune a reasoning model where it drops its refusal, and measure it before and after.",
+    help_epilogue="Example: `refusalscope repair builtin:reasoner --export models/repaired`",
+)
+app.command(
     "refusalscope.cli.judge:judge",
     help="Label replies, and measure a judge against people.",
     help_epilogue="Example: `refusalscope judge replies.csv --against human_label --out runs/judged`",
@@ -136,7 +145,9 @@ def _mistake(error: CycloptsError) -> str:
 
 
 def _resumes(argv: list[str]) -> bool:
-    return bool({"audit", "directions", "features", "judge", "routing", "score"} & set(argv))
+    words = set(argv)
+    studies = {"audit", "cliff", "directions", "features", "judge", "routing", "score"}
+    return bool(studies & words) and not {"cliff", "rank"} <= words
 
 
 def _fail(message: str, status: int) -> int:

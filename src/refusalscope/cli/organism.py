@@ -44,6 +44,16 @@ SHOWN = {
         ("runs", "sets run", 1),
         *_COST,
     ),
+    "cliff": (
+        ("seeds", "seeds", 0),
+        ("precision", "precision", 3),
+        ("recall", "recall", 3),
+        ("auprc", "AUPRC", 3),
+        ("precision_selected", "as selected", 3),
+        ("static_rank", "static rank", 1),
+        ("claimed", "claimed", 1),
+        *_COST,
+    ),
 }
 SCORED = tuple(SHOWN)
 
@@ -251,7 +261,7 @@ def score(
     Parameters
     ----------
     name
-        Which suite: routing, or features, on planted hydras.
+        Which suite: routing; features, on planted hydras; or cliff, on planted cliffs.
     seeds
         How many organisms of each case, from seed 0 on.
     only
@@ -269,7 +279,11 @@ def score(
     from refusalscope.organisms.scoreboard.bars import POLICY, judge_bars
     from refusalscope.organisms.scoreboard.runner import summary
 
-    suites = {"routing": scoreboard.score_routing, "features": scoreboard.score_features}
+    suites = {
+        "routing": scoreboard.score_routing,
+        "features": scoreboard.score_features,
+        "cliff": scoreboard.score_cliff,
+    }
     folder = out or new_folder("score", resume)
     with Bars() as bars:
         run = suites[name](

@@ -111,7 +111,35 @@ class Cards:
     cards: Sequence[Card]
 
 
-Block = Figure | Table | Note | Listing | Cards
+@dataclass(frozen=True)
+class Trail:
+    """A line that the page draws without a script: `points` in an SVG of 100 by 40, y downwards.
+
+    name: what opens it; below: what stands under it; marks: (x, y, what it is) of single points; split: where
+    its second part, which is shaded, begins.
+    """
+
+    name: str
+    below: str
+    alt: str
+    points: Sequence[tuple[float, float]]
+    marks: Sequence[tuple[float, float, str]] = ()
+    split: float = 100.0
+
+
+@dataclass(frozen=True)
+class Trails:
+    """Folded lines, each shown only when asked for. heading and read as of a figure."""
+
+    id: str
+    name: str
+    heading: str
+    read: str
+    basis: str
+    trails: Sequence[Trail]
+
+
+Block = Figure | Table | Note | Listing | Cards | Trails
 
 
 @dataclass(frozen=True)

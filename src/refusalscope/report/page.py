@@ -16,9 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from refusalscope.report.content import Figure, Section, Table
+from refusalscope.report.cliff_rules import CLIFF_RULES
+from refusalscope.report.content import Figure, Section, Table, Trails
 from refusalscope.report.features_rules import FEATURES_RULES
 from refusalscope.report.palette import DARK, LIGHT, css_variables, light_to_dark
+from refusalscope.report.repair_rules import REPAIR_RULES
 from refusalscope.report.routing_rules import ROUTING_RULES
 from refusalscope.report.rules import RULES
 from refusalscope.report.sections import SECTIONS
@@ -32,8 +34,17 @@ TITLES = {
     "judge": "Replies judged in",
     "routing": "Refusal routing of",
     "features": "Refusal latents of",
+    "cliff": "Refusal cliff of",
+    "repair": "Repair of",
+    "cliff rank": "Rows to repair",
 }
-RULES_OF = {"routing": ROUTING_RULES, "features": FEATURES_RULES}
+RULES_OF = {
+    "routing": ROUTING_RULES,
+    "features": FEATURES_RULES,
+    "cliff": CLIFF_RULES,
+    "repair": REPAIR_RULES,
+    "cliff rank": REPAIR_RULES,
+}
 
 
 def write_report(run_path: str | os.PathLike[str]) -> Path:
@@ -123,7 +134,7 @@ def _targets(sections: Sequence[Section]) -> Iterator[tuple[str, str]]:
     for section in sections:
         yield section.id, section.title.lower()
         for block in section.blocks:
-            if isinstance(block, Figure | Table) and block.id:
+            if isinstance(block, Figure | Table | Trails) and block.id:
                 yield block.id, block.name
 
 

@@ -101,6 +101,19 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "features.contrast": ("inputs", "machine_accuracy"),
     "features.machine": ("inputs", "layer", "latent", "score"),
     "features.baselines": ("arm", "group", "strength", "change", "kl"),
+    "cliff.verdict": ("name", "value", "verdict"),
+    "cliff.prompts": ("id", "label", "cliff"),
+    "cliff.trace": ("id", "position", "anchor", "score"),
+    "cliff.curve": ("position", "n", "mean", "group"),
+    "cliff.separation": ("position", "contrast", "auroc"),
+    "cliff.probes": ("probe",),
+    "cliff.heads": ("layer", "head", "effect"),
+    "cliff.ablation": ("arm", "share", "n_heads", "group"),
+    "cliff.behaviour": ("arm", "share", "group", "rate"),
+    "repair.selection": ("id", "selection"),
+    "repair.losses": ("selection", "step"),
+    "repair.prompts": ("id", "selection", "group", "refused"),
+    "repair.effects": ("selection", "quantity", "value"),
 }
 
 

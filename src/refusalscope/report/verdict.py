@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from refusalscope.report import rules
+from refusalscope.report.cliff_rules import cliff_statements
 from refusalscope.report.features_rules import features_statements
 from refusalscope.report.features_worries import few_flips
+from refusalscope.report.repair_rules import RANKING, repair_statements
 from refusalscope.report.routing_rules import routing_statements
 from refusalscope.report.rules import Statement
 from refusalscope.report.tables import RunLike, chosen_candidate, usable
@@ -32,6 +34,12 @@ def verdict(run: RunLike) -> list[Statement]:
         flips = few_flips(run)
         fresh = [concern for concern in concerns if concern != flips]
         return [*said, _last(fresh[:MAX_WORRIES], unsaid)]
+    if run.info.get("command") == "cliff":
+        said, unsaid = cliff_statements(run)
+        return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
+    if run.info.get("command") in ("repair", RANKING):
+        said, unsaid = repair_statements(run)
+        return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
     concerns = concerns[:MAX_WORRIES]
     rates = usable(run, "behaviour.rates")
     arms = usable(run, "directions.interventions")

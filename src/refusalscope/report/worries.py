@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from refusalscope.report.cliff_worries import cliff_worries
 from refusalscope.report.features_worries import features_worries
 from refusalscope.report.numbers import listed, percent, rate_words, whole
+from refusalscope.report.repair_worries import repair_worries
 from refusalscope.report.routing_worries import routing_worries
 from refusalscope.report.rules import MIN_N, STABLE, Statement, overall
 from refusalscope.report.tables import RunLike, chosen_candidate, records, usable
@@ -29,6 +31,8 @@ def worries(run: RunLike) -> list[Statement]:
         unstable(usable(run, "directions.candidates")),
         *routing_worries(run),
         *features_worries(run),
+        *cliff_worries(run),
+        *repair_worries(run),
         warned(run.info),
     ]
     return [statement for statement in found if statement is not None]

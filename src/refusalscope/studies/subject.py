@@ -49,6 +49,15 @@ class Subject:
     def take(self, indices: Sequence[int]) -> list[Rendered]:
         return [self.rendered[i] for i in indices]
 
+    def require_margin(self) -> RefusalMargin:
+        """The margin; InputError where refusals and replies could not be told apart."""
+        if self.margin is None:
+            raise InputError(
+                "refusals and replies of the model could not be told apart; give more prompts that it refuses "
+                "and that it answers"
+            )
+        return self.margin
+
     def harmful(self, indices: Sequence[int]) -> npt.NDArray[np.bool_]:
         return (self.table["label"].to_numpy()[indices] == "harmful").astype(bool)
 

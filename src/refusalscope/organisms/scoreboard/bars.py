@@ -1,6 +1,6 @@
 """What is promised of the recommended method, judged on the two tables of a scored run.
 
-Source: ../shared/methods/planted_models.md sections 4 and 5; the numbers are those of `suite.BARS`.
+Source: ../shared/methods/planted_models.md sections 3 to 5; the numbers are those of `suite.BARS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import inf
 import numpy as np
 import pandas as pd
 
-from refusalscope.organisms.scoreboard.suite import BARS, GOOD_ORDER
+from refusalscope.organisms.scoreboard.suite import BARS, CLIFFS, GOOD_ORDER, NO_CLIFFS
 
 METHOD = "recommended"
 # Below this policy accuracy the planted truth does not describe the model, and no bar applies.
@@ -25,6 +25,10 @@ FALSE_RESERVES = "share of other latents called reserve"
 PAIRS = "AUROC of the planted pairs"
 FORWARDS = "forwards over block greedy's"
 NO_LARGER = "verified set no larger than block greedy's"
+# Methods and checks of the cliff suite.
+CONTRAST, RANKING = "contrast score", "ranking by"
+CLAIMED, NAMED_SHIFT = "cliff claimed", "called a template shift"
+STATIC = "static head named"
 Row = tuple[str, str, float, bool]
 
 
@@ -90,27 +94,70 @@ def _features() -> Iterator[Promise]:
     yield Promise(f"{NO_LARGER}, {GOOD_ORDER}", GOOD_ORDER, NO_LARGER, low=1)
 
 
-PROMISES = {"routing": ROUTING_PROMISES, "features": tuple(_features())}
+def _cliff() -> Iterator[Promise]:
+    for variant in CLIFFS:
+        yield Promise(f"{CLAIMED}, {variant}", variant, CLAIMED, low=1)
+    for variant in NO_CLIFFS:
+        yield Promise(f"{CLAIMED}, {variant}", variant, CLAIMED, high=0)
+    yield Promise(f"{NAMED_SHIFT}, template_shift", "template_shift", NAMED_SHIFT, low=1)
+    for method in (METHOD, CONTRAST):
+        for variant in CLIFFS:
+            check = f"{STATIC}, {method}"
+            yield Promise(f"{check}, {variant}", variant, check, high=0)
+
+
+PROMISES = {
+    "routing": ROUTING_PROMISES,
+    "features": tuple(_features()),
+    "cliff": tuple(_cliff()),
+}
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the mean of a measure of one method must reach, over all barred organisms and on each."""
+
+    method: str
+    measure: str
+    low: float
+
+
+_RECOMMENDED = tuple(Standard(METHOD, name, BARS[name]) for name in ("precision", "recall"))
+STANDARDS = {
+    "routing": _RECOMMENDED,
+    "features": _RECOMMENDED,
+    "cliff": (
+        *_RECOMMENDED,
+        *(Standard(CONTRAST, name, BARS[name]) for name in ("precision", "recall")),
+        *(
+            Standard(f"{RANKING} {by}", "precision", BARS["precision at k of a ranking"])
+            for by in ("ms_p90", "final")
+        ),
+    ),
+}
 
 
 def judge_bars(scores: pd.DataFrame, checks: pd.DataFrame, suite: str = "routing") -> pd.DataFrame:
     """`organisms.scores`, `organisms.checks` against a suite's bars: rows of bar, needed, measured, met.
 
-    Precision and recall are means over the barred organisms' cases and seeds, then organism by organism. A
+    Measures of a method are means over the barred organisms' cases and seeds, then organism by organism. A
     model whose policy accuracy is below POLICY is left out of every bar; a bar that nothing was measured for
     has no row, and a measure that is no number meets none.
     """
-    rows = [*_accuracy(scores), *_checks(scores, checks, PROMISES[suite])]
+    met = (row for standard in STANDARDS[suite] for row in _accuracy(scores, standard))
+    rows = [*met, *_checks(scores, checks, PROMISES[suite])]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _accuracy(scores: pd.DataFrame) -> Iterator[Row]:
-    judged = scores[(scores["method"] == METHOD) & scores["barred"] & (scores["policy"] >= POLICY)]
-    for measure in ("precision", "recall"):
-        if len(judged):
-            yield _row(f"{measure}, all barred organisms", judged[measure].mean(), BARS[measure])
-        for organism, mine in judged.groupby("organism", sort=False):
-            yield _row(f"{measure}, {organism}", mine[measure].mean(), BARS[measure])
+def _accuracy(scores: pd.DataFrame, standard: Standard) -> Iterator[Row]:
+    mine = scores["method"] == standard.method
+    judged = scores[mine & scores["barred"] & (scores["policy"] >= POLICY)]
+    measure, low = standard.measure, standard.low
+    name = measure if standard.method == METHOD else f"{measure} of {standard.method}"
+    if len(judged):
+        yield _row(f"{name}, all barred organisms", judged[measure].mean(), low)
+    for organism, values in judged.groupby("organism", sort=False)[measure]:
+        yield _row(f"{name}, {organism}", values.mean(), low)
 
 
 def _checks(

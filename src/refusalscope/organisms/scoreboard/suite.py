@@ -1,6 +1,7 @@
-"""The suites, routing organisms O1 to O15 and the hydras, and the bars of their recommended methods.
+"""The suites, routing organisms O1 to O15, hydras and cliffs, and the bars of their recommended methods.
 
-Source: ../shared/methods/planted_models.md sections 4 and 5, sae_features.md section 15.
+Source: ../shared/methods/planted_models.md sections 3 to 5, sae_features.md section 15, refusal_cliff.md
+section 13.
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ FEATURES: tuple[Case, ...] = (
     *(_threshold(ROUGH_ORDER, noise, start=0) for noise in (0.1, 0.5)),
 )
 
+# Refusal falls where the thinking ends; and where it does not, or not there.
+CLIFFS, NO_CLIFFS = ("base", "graded", "two_stage"), ("template_shift", "within_thinking")
+CLIFF: tuple[Case, ...] = (
+    *(Case(variant, variant) for variant in CLIFFS),
+    *(Case(variant, variant, barred=False) for variant in NO_CLIFFS),
+)
+
 # What the recommended method must reach, as means over seeds.
 BARS = {
     "precision": 0.95,
@@ -82,4 +90,5 @@ BARS = {
     "latents called reserve in the twin": 0.05,
     "AUROC of planted pairs": 0.95,
     "forwards over block greedy's": 1 / 3,
+    "precision at k of a ranking": 1.0,
 }

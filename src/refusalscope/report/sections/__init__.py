@@ -11,6 +11,7 @@ from collections.abc import Callable
 from refusalscope.report.content import Section
 from refusalscope.report.sections.behaviour import behaviour
 from refusalscope.report.sections.belief import belief
+from refusalscope.report.sections.cliff import cliff, cliff_heads
 from refusalscope.report.sections.directions import directions
 from refusalscope.report.sections.features import (
     features,
@@ -21,6 +22,7 @@ from refusalscope.report.sections.features import (
 from refusalscope.report.sections.judge import judge
 from refusalscope.report.sections.key_figures import key_figures
 from refusalscope.report.sections.provenance import limits, provenance
+from refusalscope.report.sections.repair import repair
 from refusalscope.report.sections.routing import (
     routing,
     routing_checks,
@@ -44,6 +46,9 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     features_waking,
     features_pairs,
     features_baselines,
+    cliff,
+    cliff_heads,
+    repair,
     warnings,
     provenance,
     limits,

@@ -16,7 +16,9 @@ from refusalscope.report.numbers import (
     whole,
 )
 from refusalscope.report.rules import arm, geometry_at, overall
+from refusalscope.report.sections.cliff_cards import cliff_cards
 from refusalscope.report.sections.features_cards import features_cards
+from refusalscope.report.sections.repair_cards import repair_cards
 from refusalscope.report.sections.routing_cards import routing_cards
 from refusalscope.report.tables import Row, RunLike, chosen_candidate, usable
 
@@ -48,7 +50,8 @@ def key_figures(run: RunLike) -> Section | None:
     ]
     cards = [card for card in found if card is not None]
     routes, latents = routing_cards(run), features_cards(run)
-    if not cards and not routes and not latents:
+    falls, mended = cliff_cards(run), repair_cards(run)
+    if not any((cards, routes, latents, falls, mended)):
         return None
     lead = []
     if cards:
@@ -60,10 +63,14 @@ def key_figures(run: RunLike) -> Section | None:
         lead.append("Shares are of the gap between harmful prompts and their controls")
     if latents:
         lead.append("A set of latents is judged on prompts that it was not searched on")
+    if falls:
+        lead.append("A probe of refusal is read where the thinking ends, from 0 to 1")
+    if mended:
+        lead.append("A repair is judged on held-out prompts, before and after")
     return Section(
         "key-figures",
         "Key figures",
-        [Cards([*cards, *routes, *latents])],
+        [Cards([*cards, *routes, *latents, *falls, *mended])],
         f"{'. '.join(lead)}; intervals cover 95{NBSP}%.",
     )
 

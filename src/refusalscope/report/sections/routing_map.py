@@ -6,10 +6,10 @@ import textwrap
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from refusalscope.report.content import Figure, Key, Panel
-from refusalscope.report.figures import DIVERGING, colour_bar, figure, safe
+from refusalscope.report.figures import safe
+from refusalscope.report.head_grid import Ringed, head_grid
 from refusalscope.report.numbers import (
     NBSP,
     decimal,
@@ -20,14 +20,11 @@ from refusalscope.report.numbers import (
     share_span,
     whole,
 )
-from refusalscope.report.palette import LIGHT
 from refusalscope.report.routing_tables import MAPS, found, n_layers
 from refusalscope.report.tables import Row, RunLike, by_size, records
 
 # Another position map gets a panel of its own when a head differs by more than this share of the gap.
 DIFFERS = 0.005
-# How far the outline of a head reaches from the middle of its cell.
-RING = 0.43
 # Characters on a line of a hover: a panel cuts off what is wider than itself.
 LINE = 42
 OTHERS = {"necessity_last": "last", "necessity_all": "all"}
@@ -95,86 +92,14 @@ def _panel(
     for row in records(heads):
         grid[row["layer"], row["head"]] = row[column]
         hover[row["layer"]][row["head"]] = _hover(row) if column == "necessity" else _brief(row)
-    fig = figure(int(min(760, 118 + max(190, n * min(24, max(8, 400 / n))))), "head", "layer")
-    few = max(shape) <= 16
-    fig.add_heatmap(
-        x=list(range(width)),
-        y=list(range(n)),
-        z=grid.round(5),
-        text=hover,
-        hovertemplate="%{text}<extra></extra>",
-        xgap=1.5 if few else 0,
-        ygap=1.5 if few else 0,
-        hoverongaps=False,
-        colorscale=DIVERGING,
-        zmin=-top,
-        zmax=top,
-        colorbar=colour_bar() | {"tickformat": ".0%" if top > 0.04 else ".1%"},
-    )
     mine = found(heads)
-    if mine is not None and few:
-        for role, line in (("surface", 5.0), ("ink", 2.5)):
-            _rings(fig, mine, role, line)
-    elif mine is not None:
-        _discs(fig, mine, column, top, hover)
-    step = 1 << ((n - 1) // 12).bit_length()
-    skip = 1 << ((width - 1) // 12).bit_length()
-    edge = 0.5 if few else 1.0
-    fig.update_yaxes(
-        tickvals=list(range(0, n, step)),
-        range=[-edge, n - 1 + edge],
-        showgrid=False,
-        zeroline=False,
-    )
-    fig.update_xaxes(
-        tickvals=list(range(0, width, skip)),
-        range=[-edge, width - 1 + edge],
-        tickangle=0,
-        title_standoff=16,
-        showgrid=False,
-        zeroline=False,
-    )
-    if np.isnan(grid).any():
-        fig.update_layout(plot_bgcolor=LIGHT["line"])
+    rings = [] if mine is None else [Ringed(list(zip(mine["layer"], mine["head"], strict=True)))]
+    fig = head_grid(grid, hover, top, ".0%" if top > 0.04 else ".1%", rings)
     best = records(by_size(heads, column))[0]
     said = f"largest {best['at']} with {share(best[column])}"
-    rings = "" if mine is None else f"; found: {listed(list(mine['at'][:8])) or 'none'}"
-    alt = f"Necessity by layer and head, swapped at {name}: {said}{rings}."
+    names = "" if mine is None else f"; found: {listed(list(mine['at'][:8])) or 'none'}"
+    alt = f"Necessity by layer and head, swapped at {name}: {said}{names}."
     return Panel(fig, alt, f"Swapped at {name}")
-
-
-def _rings(fig: go.Figure, mine: pd.DataFrame, role: str, width: float) -> None:
-    """Outlines around heads as one trace, in units of cells, so that they fit every screen."""
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for row in records(mine):
-        x += [*(row["head"] + RING * corner for corner in (-1, 1, 1, -1, -1)), None]
-        y += [*(row["layer"] + RING * corner for corner in (-1, -1, 1, 1, -1)), None]
-    line = {"color": LIGHT[role], "width": width}
-    fig.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", cliponaxis=False)
-
-
-def _discs(
-    fig: go.Figure, mine: pd.DataFrame, column: str, top: float, hover: list[list[str]]
-) -> None:
-    """Heads as ringed discs of the map's colours, where its cells are too small to be seen."""
-    known = mine[mine[column].notna()]
-    for rows, fill in ((mine.drop(index=known.index), None), (known, known[column].tolist())):
-        colours = {"colorscale": DIVERGING, "cmin": -top, "cmax": top}
-        fig.add_scatter(
-            x=rows["head"].tolist(),
-            y=rows["layer"].tolist(),
-            mode="markers",
-            marker={
-                "size": 11,
-                "color": LIGHT["line"] if fill is None else fill,
-                "line": {"color": LIGHT["ink"], "width": 1.6},
-                **({} if fill is None else colours),
-            },
-            text=[hover[row["layer"]][row["head"]] for row in records(rows)],
-            hovertemplate="%{text}<extra></extra>",
-            cliponaxis=False,
-        )
 
 
 def _hover(row: Row) -> str:
