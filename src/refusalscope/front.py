@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from refusalscope.dictionary import Dictionary, builtin_dictionaries, load_dictionary
+from refusalscope.dictionary import Dictionary, builtin_dictionaries
 from refusalscope.errors import InputError, ModelError
 from refusalscope.judge import Judge
 from refusalscope.judge.correction import judge_errors
@@ -122,9 +121,11 @@ def default_dictionaries(model: str | ChatModel, chat: ChatModel) -> dict[int, D
     if model == "builtin:chat":
         return builtin_dictionaries("chat-sae")
     if isinstance(model, str) and model.startswith(PLANTED):
+        from refusalscope.organisms.planted.dictionary import held_dictionaries
+
         planted = _planted(model)
         if planted.dictionary is not None:
-            return _own_dictionaries(planted, model)
+            return held_dictionaries(planted.dictionary, model)
     raise InputError(
         "no dictionary was named; give --sae with a folder of sparse autoencoders of this model, or "
         "RELEASE:SAE_ID as SAELens names them"
@@ -147,21 +148,6 @@ def _planted(name: str) -> Planted:
         names = ", ".join(f"builtin:{a}:{b}" for a, b in known)
         raise ModelError(f"there is no model {name!r}; there is {names}")
     return build(kind, variant or "base", pairs=PLANTED_PAIRS)
-
-
-def _own_dictionaries(planted: Planted, name: str) -> dict[int, Dictionary]:
-    """A planted model's dictionary at every layer, in memory."""
-    from refusalscope.organisms.planted.dictionary import DICTIONARY_FOLDER, write_dictionary
-
-    assert planted.dictionary is not None
-    found = {}
-    with TemporaryDirectory() as folder:
-        write_dictionary(planted.dictionary, name, Path(folder))
-        for place in (Path(folder) / DICTIONARY_FOLDER).iterdir():
-            with load_dictionary(place) as stored:
-                layer = stored.site.layer
-                found[layer] = replace(stored.hold(), name=f"{name}/{layer}")
-    return dict(sorted(found.items()))
 
 
 def split_prompts(

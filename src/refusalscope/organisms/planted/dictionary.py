@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from refusalscope.dictionary import Dictionary, load_dictionary
 from refusalscope.organisms.planted.construction import (
     D_MODEL,
     FIRST_NOISE_CHANNEL,
@@ -115,6 +117,18 @@ def write_dictionary(dictionary: Mapping[str, Tensor], model_name: str, folder: 
         place.mkdir(parents=True)
         (place / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         save_file(dict(dictionary), place / "sae_weights.safetensors")
+
+
+def held_dictionaries(dictionary: Mapping[str, Tensor], name: str) -> dict[int, Dictionary]:
+    """The dictionary of a planted model at every layer, in memory, under the name NAME/LAYER."""
+    found = {}
+    with TemporaryDirectory() as folder:
+        write_dictionary(dictionary, name, Path(folder))
+        for place in (Path(folder) / DICTIONARY_FOLDER).iterdir():
+            with load_dictionary(place) as stored:
+                layer = stored.site.layer
+                found[layer] = replace(stored.hold(), name=f"{name}/{layer}")
+    return dict(sorted(found.items()))
 
 
 def _distractors(seed: int) -> np.ndarray:

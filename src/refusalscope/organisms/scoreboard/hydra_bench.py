@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from refusalscope.dictionary import Dictionary, DictionarySlice, load_dictionary
+from refusalscope.dictionary import Dictionary, DictionarySlice
 from refusalscope.model import ChatModel, RefusalMargin, Rendered, Site
 from refusalscope.organisms.planted import Planted, tokens
-from refusalscope.organisms.planted.dictionary import DICTIONARY_FOLDER, write_dictionary
+from refusalscope.organisms.planted.dictionary import held_dictionaries
 from refusalscope.studies.directions.extract import mean_difference
 from refusalscope.studies.features.ablation import Latent, LatentTrial, flips_enough
 from refusalscope.studies.features.one_set import Repair
@@ -166,7 +164,8 @@ def set_up(planted: Planted) -> HydraBench:
         list(chat.render(tuple(p for p in planted.pairs.prompts() if p.label == label)))
         for label in ("harmful", "harmless")
     ]
-    dictionaries = _dictionaries(planted)
+    assert planted.dictionary is not None
+    dictionaries = held_dictionaries(planted.dictionary, planted.truth.generator)
     refusal, harm = _directions(chat, *sides)
     table = pool(
         chat, sides[0], refusal, dictionaries, MARGIN, harmless=sides[1], k=POOL_K, by="union"
@@ -188,17 +187,6 @@ def _directions(
     ]
     refusal, harm = mean_difference(*states)
     return refusal, harm
-
-
-def _dictionaries(planted: Planted) -> dict[int, Dictionary]:
-    assert planted.dictionary is not None
-    held = {}
-    with tempfile.TemporaryDirectory() as folder:
-        write_dictionary(planted.dictionary, planted.truth.generator, Path(folder))
-        for place in (Path(folder) / DICTIONARY_FOLDER).iterdir():
-            with load_dictionary(place) as dictionary:
-                held[dictionary.site.layer] = dictionary.hold()
-    return dict(sorted(held.items()))
 
 
 def _named(rows: pd.DataFrame) -> list[int]:
