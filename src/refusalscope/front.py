@@ -100,8 +100,8 @@ def default_traces(model: str | ChatModel) -> PromptSet:
         if planted.prompts is not None:
             return planted.prompts
     raise InputError(
-        "no traces were given; give --traces with a file of labelled prompts and their thinking, or --harmful "
-        "and --harmless for the model to think about"
+        "no traces were given; give --traces with a file of labelled prompts of a reasoning model, with their "
+        "thinking or without"
     )
 
 

@@ -47,7 +47,7 @@ from refusalscope.studies.cliff.settings import CliffSettings
 from refusalscope.studies.cliff.study import Work, fit_probes
 from refusalscope.studies.cliff.traces import traces_of
 from refusalscope.studies.cliff.trained import Trained, require_empty
-from refusalscope.studies.cliff.training import train_repair
+from refusalscope.studies.cliff.training import require_training, train_repair
 from refusalscope.studies.cliff.training_file import write_rows
 from refusalscope.studies.subject import SPLITS, prepare, spending
 
@@ -120,6 +120,7 @@ def repair_model(
         require_empty(Path(export))
         if Path(out).resolve().is_relative_to(Path(export).resolve()):
             raise InputError(f"{export} is where the run goes; name another folder for the model")
+    require_training()
     given = settings or RepairSettings()
     begun = _begin("repair", model, pool, traces, given, out, progress)
     run = begun.run
@@ -190,7 +191,7 @@ def _begin(
     progress: Progress | None,
 ) -> _Begun:
     """The patient, its behaviour on the traces, its probe, and the pool with replies and scores."""
-    refuse_occupied(Path(out))
+    refuse_occupied(Path(out), resumable=False)
     patient = load_patient(model)
     given = with_needs(settings, patient)
     chat, said = patient.chat, list[str]()
@@ -293,6 +294,9 @@ def _export(
     begun: _Begun, given: RepairSettings, made: Trained, table: pd.DataFrame, folder: Path
 ) -> None:
     """Write the repaired model where the held-out prompts allow it."""
+    if made.best_step == 0:
+        begun.run.warn("Nothing was exported: the training changed no weight.")
+        return
     change = table.set_index("quantity")["change"]
     worse = [name for name in ("refusal restored", "refusal of other harmful") if name in change]
     if any(change[name] < 0 for name in worse):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 import refusalscope.front
+from cli.stranger import contents, fails, jsonl
 from refusalscope import repair as front
 from refusalscope.cli.app import run
 from refusalscope.front import default_traces
@@ -22,29 +22,6 @@ from refusalscope.studies.cliff.training_file import read_rows
 FEW = ["--n-flips", "200", "--n-heads", "16", "--draws", "2", "--shares", "0.05"]
 FEW += ["--max-new-tokens", "2", "--quiet"]
 RANK = ["--k", "4", "--max-new-tokens", "6", "--quiet"]
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fails(capsys, argv: list[str], *words: str, status: int = 1) -> str:
-    """Run a command line that must fail; return its one sentence."""
-    capsys.readouterr()
-    assert run(argv) == status
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    (sentence,) = message.splitlines()
-    assert sentence.startswith("error: ")
-    assert "fault of refusalscope" not in sentence
-    for word in words:
-        assert word in sentence, sentence
-    return sentence
-
-
-def jsonl(path: Path, prompts: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    return str(path)
 
 
 def rows(prompts) -> list[dict]:
@@ -288,7 +265,8 @@ def test_a_folder_that_holds_something_is_left_alone(capsys, tmp_path, finished,
     more = ["--pool", jsonl(tmp_path / "pool.jsonl", rows(reasoner_pool(4)))]
     argv = [*command.split(), "builtin:reasoner", "--traces", thoughts, "--quiet"]
     argv += more if command != "cliff" else []
-    fails(capsys, [*argv, "--out", str(finished[1])], "already holds a run of 'cliff'")
+    said = fails(capsys, [*argv, "--out", str(finished[1])], "already holds a run of 'cliff'")
+    assert ("--resume" in said) == (command == "cliff")
     assert contents(finished[1]) == held
     other = tmp_path / "other"
     other.mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import refusalscope.front
+from cli.stranger import contents, fails, jsonl
 from dictionary import synthetic
 from dictionary.synthetic import gemma_scope, llama_scope, saelens, tensors
 from refusalscope.cli.app import run
@@ -27,29 +28,6 @@ CONTRACT = {
     "features.dormant": ["set_id", "layer", "latent", "active_clean", "woken", "p"],
     "features.baselines": ["arm", "strength", "change", "change_low", "kl", "flipped"],
 }
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fails(capsys, argv: list[str], *words: str, status: int = 1) -> str:
-    """Run a command line that must fail; return its one sentence."""
-    capsys.readouterr()
-    assert run(argv) == status
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    (sentence,) = message.splitlines()
-    assert sentence.startswith("error: ")
-    assert "fault of refusalscope" not in sentence
-    for word in words:
-        assert word in sentence, sentence
-    return sentence
-
-
-def jsonl(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 import transformers as hf
 
 import refusalscope.front
+from cli.stranger import contents, fails, jsonl
 from model import tiny
 from refusalscope.cli.app import run
 from refusalscope.model import ChatModel
@@ -32,28 +32,6 @@ FEW = ["--n-flips", "200", "--window", "1", "--null-heads", "4", "--metrics", "k
 FEW += ["--alphas", "0", "--alphas", "1", "--judged-alphas", "0", "--max-new-tokens", "2"]
 FULL = [*FEW, "--held", "1", "--n-gates", "1", "--quiet"]
 QUICK = [*FEW, "--held", "0", "--n-gates", "0", "--quiet"]
-
-
-def written(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fails(capsys, argv: list[str], *words: str) -> str:
-    """Run a command line that must fail; return its one sentence."""
-    capsys.readouterr()
-    assert run(argv) == 1
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    (sentence,) = message.splitlines()
-    assert sentence.startswith("error: ")
-    for word in words:
-        assert word in sentence, sentence
-    return sentence
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +131,7 @@ def test_the_published_procedure_runs_end_to_end(tmp_path):
 
 
 def test_against_another_checkpoint_says_which_heads_moved(tmp_path, rows):
-    pairs, out = written(tmp_path / "p.jsonl", rows), tmp_path / "r"
+    pairs, out = jsonl(tmp_path / "p.jsonl", rows), tmp_path / "r"
     argv = ["routing", "builtin:planted-routes", "--pairs", pairs]
     argv += ["--against", "builtin:planted-routes:relocated", *QUICK, "--out", str(out)]
     assert run(argv) == 0
@@ -171,7 +149,7 @@ def test_equal_members_and_unequal_lengths_are_said_and_the_rest_is_studied(caps
     changed[0]["harmless"] = changed[0]["harmful"]
     for row in changed[1:]:
         row["harmful"] += " w1" * 30
-    pairs, out = written(tmp_path / "p.jsonl", changed), tmp_path / "r"
+    pairs, out = jsonl(tmp_path / "p.jsonl", changed), tmp_path / "r"
     argv = ["routing", "builtin:planted-routes", "--pairs", pairs, *QUICK, "--out", str(out)]
     assert run(argv) == 0
     warnings = open_run(out).info["warnings"]
@@ -185,7 +163,7 @@ def test_pairs_that_cannot_be_used(capsys, tmp_path, rows):
     out = tmp_path / "r"
 
     def refused(changed: list[dict], *words: str) -> None:
-        pairs = written(tmp_path / "p.jsonl", changed)
+        pairs = jsonl(tmp_path / "p.jsonl", changed)
         argv = ["routing", "builtin:planted-routes", "--pairs", pairs, *QUICK, "--out", str(out)]
         fails(capsys, argv, *words)
         assert not out.exists()
@@ -270,7 +248,7 @@ def hybrid(folder: Path) -> Path:
 
 def test_layers_without_softmax_heads_are_one_unit_each_and_said_to_be(tmp_path, rows):
     folder, out = hybrid(tmp_path / "m"), tmp_path / "r"
-    argv = ["routing", str(folder), "--pairs", written(tmp_path / "p.jsonl", rows), *QUICK]
+    argv = ["routing", str(folder), "--pairs", jsonl(tmp_path / "p.jsonl", rows), *QUICK]
     argv += ["--judge", "phrases:planted", "--wrappers", "polite", "--out", str(out)]
     assert run(argv) == 0
     view = open_run(out)

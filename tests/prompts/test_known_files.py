@@ -93,7 +93,7 @@ def test_dolly_keeps_the_context_of_a_request(shared: Path) -> None:
 
 def test_a_column_of_another_language_can_be_named(shared: Path) -> None:
     path = shared / "data/multijail/MultiJail.csv"
-    with pytest.raises(InputError, match=r"'en', 'zh'.*--column"):
+    with pytest.raises(InputError, match=r"'en', 'zh'.*holds the prompts text.*column="):
         read_prompts(path)
     assert len(read_prompts(path, column="it", label="harmful")) == 308
 

@@ -178,7 +178,7 @@ def test_unknown_columns_raise_and_name_what_was_found_what_is_known_and_the_way
 ) -> None:
     with pytest.raises(InputError) as caught:
         read_prompts(_write(tmp_path, "a.csv", "foo,bar\n1,2\n"))
-    for part in ("'foo', 'bar'", "AdvBench: goal, target", "--column", "column="):
+    for part in ("'foo', 'bar'", "AdvBench: goal, target", "holds the prompts text", "column="):
         assert part in str(caught.value)
 
 

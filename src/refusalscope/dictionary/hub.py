@@ -78,7 +78,10 @@ def load_release(release: str, sae_id: str) -> Dictionary:
     Raises InputError where it cannot be fetched or read.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    # Its retries are told line by line; the one sentence below says it all.
+    logging.set_verbosity_error()
     found = resolve(release, sae_id)
     local: list[Path] = []
     for file in found.files:

@@ -101,7 +101,7 @@ def find_layout(path: str, columns: Sequence[str], column: str | None) -> Layout
     )
     raise InputError(
         f"{path} has the columns {_listed(columns)}, and none of the recognised layouts ({known}) "
-        f"fits{pairs}; name the column that holds the prompts with --column (column=...)"
+        f"fits{pairs}; call the column that holds the prompts text (or name it with column=... from Python)"
     )
 
 

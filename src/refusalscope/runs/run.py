@@ -49,13 +49,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def refuse_occupied(folder: Path) -> None:
+def refuse_occupied(folder: Path, *, resumable: bool = True) -> None:
     """Raises RunError where `folder` holds a run already: to be asked before long work starts."""
     if (folder / FILE).is_file():
         manifest = read_manifest(folder)
         raise RunError(
             f"{folder} already holds a run of {manifest.get('command')!r} started "
-            f"{manifest.get('started')}: choose another --out, or pass --resume to go on."
+            f"{manifest.get('started')}: choose another --out"
+            + (", or pass --resume to go on." if resumable else ".")
         )
 
 

@@ -215,10 +215,10 @@ def again(repaired, tmp_path, monkeypatch):
     """The repair of the fixture with other figures, without doing its work once more."""
     kept, run = repaired, Run.create(tmp_path / "run", command="repair", settings={}, inputs={})
 
-    def repair(table: pd.DataFrame) -> RunView:
+    def repair(table: pd.DataFrame, **changes) -> RunView:
         def measured(begun, given, progress):
             begun.run.write_table("repair.effects", table)
-            return kept.made
+            return {name: replace(made, **changes) for name, made in kept.made.items()}
 
         monkeypatch.setattr(front, "_begin", lambda *_: replace(kept.begun, run=run))
         monkeypatch.setattr(front, "_measured", measured)
@@ -239,6 +239,13 @@ def test_nothing_is_exported_where_held_out_prompts_got_worse(repaired, again, t
     (warning,) = view.info["warnings"]
     assert warning.startswith("Nothing was exported: ")
     assert words in warning
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_training_that_changed_nothing_exports_nothing(repaired, again, tmp_path):
+    view = again(repaired.view.table("repair.effects"), best_step=0)
+    (warning,) = view.info["warnings"]
+    assert warning == "Nothing was exported: the training changed no weight."
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -171,7 +171,7 @@ def test_no_closed_thinking_at_all_is_refused(monkeypatch):
     answering(monkeypatch, one, "They ask on")
     with (
         pytest.warns(UserWarning, match="1 of 1 prompts did not close"),
-        pytest.raises(InputError, match="raise max_new_tokens"),
+        pytest.raises(InputError, match="raise the thinking tokens"),
     ):
         think(one, [Prompt("a", "Why?")], 8)
 

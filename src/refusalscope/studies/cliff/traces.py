@@ -104,7 +104,7 @@ def think(
     if limit is not None and longest + max_new_tokens > limit:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} of thinking do not fit the context of "
-            f"{limit} tokens; lower max_new_tokens to {max(0, limit - longest)} or shorten the prompts"
+            f"{limit} tokens; lower the thinking tokens to {max(0, limit - longest)} or shorten the prompts"
         )
     track = (progress or Silent()).track("thinking")
     replies = chat.generate(opened, max_new_tokens=max_new_tokens, progress=track)
@@ -125,7 +125,7 @@ def think(
     if prompts and not kept:
         raise InputError(
             f"none of {len(prompts)} prompts has thinking that is closed within {max_new_tokens} tokens; "
-            f"raise max_new_tokens, or give traces in a column 'thinking'"
+            f"raise the thinking tokens, or give traces in a column 'thinking'"
         )
     return kept
 

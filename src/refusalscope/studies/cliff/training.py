@@ -79,12 +79,9 @@ def train_repair(
     settings = settings or TrainSettings()
     if out is not None:
         require_empty(out)
-    try:
-        from refusalscope.studies.cliff.sft import fine_tune
-    except ImportError as error:
-        raise InputError(
-            f"fine-tuning needs trl, peft and datasets ({error}); pip install 'refusalscope[train]'"
-        ) from error
+    require_training()
+    from refusalscope.studies.cliff.sft import fine_tune
+
     train, validation, warnings = mix(rows, settings)
     chat = model if isinstance(model, ChatModel) else ChatModel.load(str(model))
     train_tokens, held_tokens = (encode(chat, part, settings.tail) for part in (train, validation))
@@ -118,6 +115,16 @@ def train_repair(
         adapter=tuned.adapter,
     )
     return trained if out is None else trained.save(out)
+
+
+def require_training() -> None:
+    """Raises InputError without the extra `train`: to be asked before long work starts."""
+    try:
+        import refusalscope.studies.cliff.sft  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"fine-tuning needs trl, peft and datasets ({error}); pip install 'refusalscope[train]'"
+        ) from error
 
 
 def mix(

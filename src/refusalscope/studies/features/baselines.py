@@ -17,6 +17,7 @@ from refusalscope.stats.bootstrap import bootstrap_bounds
 from refusalscope.stats.interval import NAN, Clusters
 from refusalscope.studies.features.arms import RANDOM, Arm
 from refusalscope.studies.features.work import Work
+from refusalscope.studies.heads import clusters_of
 from refusalscope.studies.subject import spent
 
 Array = npt.NDArray[np.float64]
@@ -182,7 +183,7 @@ def _by_prompt(table: pd.DataFrame, column: str) -> pd.Series:
 def _clusters(clean: pd.DataFrame) -> Clusters:
     """Categories of the harmful prompts in the order of `_by_prompt`, where they can be resampled."""
     mine = clean[clean["label"] == "harmful"].sort_values("prompt_id")["category"]
-    return mine.astype(str).tolist() if mine.notna().all() and mine.nunique() >= 6 else None
+    return clusters_of(mine.tolist()) if mine.notna().all() else None
 
 
 def _named(name: str, interval: Interval | object) -> dict[str, float]:

@@ -17,11 +17,11 @@ from refusalscope.stats.interval import Clusters
 from refusalscope.studies.features.ablation import Latent, by_layer
 from refusalscope.studies.features.settings import FeaturesSettings
 from refusalscope.studies.features.writes import Write, WriteTrial
+from refusalscope.studies.heads import clusters_of
 from refusalscope.studies.subject import Subject, stage
 
 # Dictionaries up to this size together are read into memory once.
 HOLD_BYTES = 2**31
-MIN_CLUSTERS = 6
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Work:
     def clusters(self, rows: Sequence[int]) -> Clusters:
         """Categories of the prompts, where there are enough of them to be resampled as clusters."""
         names = [self.subject.prompts[i].category for i in rows]
-        known = None not in names and len(set(names)) >= MIN_CLUSTERS
-        return [str(name) for name in names] if known else None
+        return None if None in names else clusters_of([str(name) for name in names])
 
     def slices(self, latents: Sequence[Latent]) -> dict[int, DictionarySlice]:
         return {k: self.dictionaries[k].slice(sorted(v)) for k, v in by_layer(latents).items()}
