@@ -38,6 +38,7 @@ KNOWN = {
     "inthewild_jailbreaks/inthewild_jailbreak_llms.json": (665, None, False),
     "alpaca_seed_tasks/seed_tasks.jsonl": (175, None, False),
     "dolly_subset/dolly_subset.jsonl": (387, None, True),
+    "star1/STAR-1.json": (994, "harmful", True),
     "openai_moderation/samples.jsonl": (734, None, False),
 }
 

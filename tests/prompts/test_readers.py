@@ -269,3 +269,18 @@ def test_pairs_are_read_and_bad_pairs_listed(tmp_path: Path) -> None:
         6: "harmful and harmless are the same text",
     }
     assert pairs.sources[0].n == 2
+
+
+def test_thinking_is_taken_from_between_the_marks_of_a_reply(tmp_path) -> None:
+    row = {"question": "How do I pick a lock?", "score": 1, "category": ["A", "B"]}
+    path = tmp_path / "star.json"
+    path.write_text(
+        json.dumps(
+            [row | {"response": "<think>\nHm.\n</think>\n\nNo."}, row | {"response": "<think> No."}]
+        )
+    )
+    found = read_prompts(path)
+    assert [(p.thinking, p.category, p.label) for p in found] == [("Hm.", "A, B", "harmful")]
+    assert [bad.reason for bad in found.skipped] == [
+        "response holds no closed <think> ... </think>"
+    ]

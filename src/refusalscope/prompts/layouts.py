@@ -19,7 +19,8 @@ class Layout:
 
     `text` is the request. `before` is a column whose text stands before the request (HarmBench's
     context, joined as its authors do), `after` one whose text stands behind it. `default` is the
-    label of rows without one: given only where every row of that benchmark is harmful.
+    label of rows without one: given only where every row of that benchmark is harmful. `thinking`
+    is a column with a reply whose thinking stands between marks.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layout:
     after: str | None = None
     default: Label | None = None
     conversation: bool = False
+    thinking: str | None = None
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -64,6 +66,13 @@ LAYOUTS: tuple[Layout, ...] = (
         "question",
         category="risk_area",
         default="harmful",
+    ),
+    Layout(
+        "STAR-1",
+        ("question", "response", "score"),
+        "question",
+        default="harmful",
+        thinking="response",
     ),
     Layout(
         "SimpleSafetyTests",

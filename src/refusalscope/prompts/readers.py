@@ -45,6 +45,7 @@ LABEL_WORDS: dict[str, Label] = {
     "safe": "harmless",
     "benign": "harmless",
 }
+THINK_MARKS = ("<think>", "</think>")
 ROLES = ("system", "user", "assistant")
 
 
@@ -91,7 +92,7 @@ def read_prompts(
                 category=_optional(row, category),
                 source=(_optional(row, layout.source) if layout.source else None) or table.name,
                 system=_optional(row, "system") if layout.conversation else None,
-                thinking=_optional(row, "thinking") if layout.conversation else None,
+                thinking=_thinking(row, layout),
                 history=_history(row.get("history")) if layout.conversation else (),
                 language=_optional(row, "language"),
             )
@@ -187,9 +188,19 @@ def _optional(row: Mapping[str, Any], column: str) -> str | None:
     # A missing number in a Parquet text column arrives as NaN, which differs from itself.
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     _require_encodable(text, column)
     return text
+
+
+def _thinking(row: Mapping[str, Any], layout: Layout) -> str | None:
+    if layout.thinking is None:
+        return _optional(row, "thinking") if layout.conversation else None
+    reply = _optional(row, layout.thinking) or ""
+    opening, closing = THINK_MARKS
+    if opening not in reply or closing not in reply:
+        raise _UnusableRow(f"{layout.thinking} holds no closed {opening} ... {closing}")
+    return reply.partition(opening)[2].partition(closing)[0].strip()
 
 
 def _require_encodable(text: str, column: str) -> None:

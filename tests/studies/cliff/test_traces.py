@@ -14,7 +14,7 @@ from refusalscope.errors import InputError, ModelError
 from refusalscope.judge.reply import split_thinking
 from refusalscope.model import ChatModel
 from refusalscope.organisms.planted import build, tokens
-from refusalscope.prompts import Prompt
+from refusalscope.prompts import Prompt, read_prompts
 from refusalscope.studies.cliff import think, traces_of
 from studies.cliff.planted_case import subject
 
@@ -206,12 +206,13 @@ def test_real_traces_render_with_a_thinking_template(shared):
         tokenizer=tokenizer, hidden_size=8, intermediate_size=8, max_position_embeddings=8192
     )
     rows = json.loads((folder / "star1" / "STAR-1.json").read_text())
-    prompts = []
-    for row in rows[::20]:
-        thinking, reply, unclosed = split_thinking(row["response"])
-        assert reply
-        assert not unclosed
-        prompts.append(Prompt(row["id"], row["question"], "harmful", thinking=thinking))
+    prompts = list(read_prompts(folder / "star1" / "STAR-1.json"))
+    assert len(prompts) == len(rows) == 994
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert (prompt.label, prompt.text) == ("harmful", row["question"])
+        assert prompt.category == ", ".join(row["category"])
+        assert split_thinking(row["response"])[0].strip() == prompt.thinking
+    prompts = prompts[::20]
     for trace in traces_of(one, prompts):
         # Decoded, since a character of several bytes is several tokens.
         ids = trace.rendered.ids
