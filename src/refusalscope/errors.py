@@ -24,3 +24,7 @@ class ModelError(RefusalscopeError):
 
 class RunError(RefusalscopeError):
     """A run folder cannot be created, resumed, written or read."""
+
+
+class GuardError(RefusalscopeError):
+    """A guard cannot be read, or is not a guard of this model."""

@@ -14,6 +14,7 @@ from refusalscope.cliff import FRACTIONS, with_thinking
 from refusalscope.errors import InputError
 from refusalscope.front import (
     PathLike,
+    Patient,
     default_pool,
     default_traces,
     describe,
@@ -80,6 +81,9 @@ def rank_pool(
     traces: PathLike | PromptSet | None = None,
     settings: RankSettings | None = None,
     out: PathLike = "runs/rank",
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
     progress: Progress | None = None,
 ) -> RunView:
     """Rank a pool by misalignment; write the training file of the worst, `train.jsonl`, into the run folder.
@@ -89,7 +93,11 @@ def rank_pool(
     training file must. Raises InputError, LeakageError, ModelError or RunError, each with one sentence on how
     to go on.
     """
-    begun = _begin("cliff rank", model, pool, traces, settings or RankSettings(), out, progress)
+    refuse_occupied(Path(out), resumable=False)
+    patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
+    begun = _begin(
+        "cliff rank", model, patient, pool, traces, settings or RankSettings(), out, progress
+    )
     with _whole_or_absent(begun.run):
         found = begun.chosen(begun.settings.rank_by)
         write_rows(Path(out) / TRAIN_FILE, training_rows(begun.pool, found, begun.settings.loss))
@@ -108,6 +116,9 @@ def repair_model(
     settings: RepairSettings | None = None,
     out: PathLike = "runs/repair",
     export: PathLike | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
     progress: Progress | None = None,
 ) -> RunView:
     """Fine-tune on the k worst of a pool; measure refusal, over-refusal, cliff and KL before and after.
@@ -122,7 +133,9 @@ def repair_model(
             raise InputError(f"{export} is where the run goes; name another folder for the model")
     require_training()
     given = settings or RepairSettings()
-    begun = _begin("repair", model, pool, traces, given, out, progress)
+    refuse_occupied(Path(out), resumable=False)
+    patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
+    begun = _begin("repair", model, patient, pool, traces, given, out, progress)
     run = begun.run
     with _whole_or_absent(run):
         made = _measured(begun, given, progress)
@@ -184,6 +197,7 @@ def _whole_or_absent(run: Run) -> Iterator[None]:
 def _begin(
     command: str,
     model: str | ChatModel,
+    patient: Patient,
     pool: PathLike | PromptSet | None,
     traces: PathLike | PromptSet | None,
     settings: RankSettings,
@@ -191,8 +205,6 @@ def _begin(
     progress: Progress | None,
 ) -> _Begun:
     """The patient, its behaviour on the traces, its probe, and the pool with replies and scores."""
-    refuse_occupied(Path(out), resumable=False)
-    patient = load_patient(model)
     given = with_needs(settings, patient)
     chat, said = patient.chat, list[str]()
     shown = _prompts(traces) if traces is not None else default_traces(model)

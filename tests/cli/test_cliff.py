@@ -97,8 +97,8 @@ def test_a_finished_run_is_not_run_again_and_says_what_it_found(finished, capsys
 
 HELP = {
     "cliff": ["--traces", "--preset", "yin2025", "--nulls", "--renorm", "--shares", "--resume"],
-    "cliff rank": ["--pool", "--traces", "--rank-by", "--floor", "--quota", "--loss", "--judge"],
-    "repair": ["--pool", "--against", "--learning-rate", "--max-over-refusal", "--export"],
+    "cliff rank": ["--pool", "--traces", "--rank-by", "--floor", "--quota", "--loss", "--device"],
+    "repair": ["--pool", "--against", "--learning-rate", "--max-over-refusal", "--export", "--device"],
 }
 
 
@@ -202,6 +202,8 @@ def test_traces_and_prompts_both_given(capsys, tmp_path, thoughts):
         ("cliff", ["--judge", "nope"], ["no judge 'nope'", "phrases"]),
         ("cliff rank", ["--k", "0"], ["k:", "1"]),
         ("cliff rank", ["--rank-by", "oracle"], ["rank_by", "'ms_p90'"]),
+        ("cliff rank", ["--dtype", "int3"], ["unknown dtype 'int3'", "bfloat16"]),
+        ("repair", ["--device", "abacus"], ["no device 'abacus'", "cpu"]),
         ("repair", ["--against", "oracle"], ["against", "'random'"]),
         ("repair", ["--learning-rate", "0"], ["learning_rate"]),
         ("repair", ["--seed", "-1"], ["seed"]),
@@ -210,7 +212,9 @@ def test_traces_and_prompts_both_given(capsys, tmp_path, thoughts):
     ids=lambda value: "-".join(value).lstrip("-") if value and value[0].startswith("--") else "",
 )
 def test_settings_that_cannot_be(capsys, tmp_path, command, given, words):
-    argv = [*command.split(), "builtin:planted-cliff", *given, "--out", str(tmp_path / "run")]
+    loaded = {"--dtype", "--device"} & set(given)
+    model = "builtin:reasoner" if loaded else "builtin:planted-cliff"
+    argv = [*command.split(), model, *given, "--out", str(tmp_path / "run")]
     sentence = fails(capsys, argv, *words)
     assert "pydantic" not in sentence
     assert not (tmp_path / "run").exists()

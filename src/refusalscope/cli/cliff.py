@@ -105,6 +105,9 @@ def rank(
     traces: str | None = None,
     settings: Annotated[RankSettings | None, Parameter(name="*")] = None,
     out: Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Rank a pool by misalignment and write the training file of the worst.
 
@@ -118,13 +121,27 @@ def rank(
         File of labelled prompts with their thinking, which the probe is fitted on.
     out
         The run folder; a new one under runs/ without it.
+    dtype
+        auto, float32, bfloat16 or float16.
+    device
+        auto, cpu or cuda.
+    device_map
+        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.repair import TRAIN_FILE, rank_pool
 
     folder = out or new_folder("rank", False)
     with Bars() as bars:
         run = rank_pool(
-            model, pool=pool, traces=traces, settings=settings, out=folder, progress=bars
+            model,
+            pool=pool,
+            traces=traces,
+            settings=settings,
+            out=folder,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            progress=bars,
         )
     say(run, folder)
     SESSION.out.print(f"training file: {folder / TRAIN_FILE}", soft_wrap=True, highlight=False)
@@ -139,6 +156,9 @@ def repair(
     settings: Annotated[RepairSettings | None, Parameter(name="*")] = None,
     out: Path | None = None,
     export: Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
 ) -> None:
     """Fine-tune a reasoning model on the worst of a pool, and measure it before and after.
 
@@ -157,6 +177,12 @@ def repair(
         The run folder; a new one under runs/ without it.
     export
         A new folder for the repaired model or adapter, with a card of what was measured.
+    dtype
+        auto, float32, bfloat16 or float16.
+    device
+        auto, cpu or cuda.
+    device_map
+        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.repair import repair_model
 
@@ -169,6 +195,9 @@ def repair(
             settings=settings,
             out=folder,
             export=export,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
             progress=bars,
         )
     say(run, folder)
