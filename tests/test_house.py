@@ -22,10 +22,11 @@ ORDER = [
     {"studies.subject", "studies.presets", "studies.frozen_norms", "studies.heads"},
     {"studies.directions", "studies.features", "studies.routing", "studies.cliff"},
     {"organisms"},
+    {"guard"},
     {"report"},
     {"front"},
     {"audit"},
-    {"cliff", "dissect", "route"},
+    {"belief", "cliff", "dissect", "guarding", "route"},
     {"repair"},
     {"cli"},
 ]

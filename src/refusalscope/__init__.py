@@ -17,6 +17,7 @@ _EXPORTS = {
     "bundled_pairs": "refusalscope.prompts",
     "open_run": "refusalscope.runs",
     "audit_model": "refusalscope.audit",
+    "study_belief": "refusalscope.belief",
     "RefusalscopeError": "refusalscope.errors",
 }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PLANTED = "builtin:planted-"
 REASONER = "builtin:reasoner"
+TWO_BELIEFS = "builtin:two-beliefs"
 PLANTED_PAIRS = 160
 PathLike = str | Path
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -55,10 +56,18 @@ def load_patient(
     """A model by name, or one that is loaded already.
 
     `builtin:planted-routes`, or `builtin:planted-routes:VARIANT`, is built on the spot, with the words that
-    it understands as prompts. Raises ModelError for a name that is none.
+    it understands as prompts; `builtin:two-beliefs`, with VARIANT or without, is trained on the spot. Raises
+    ModelError for a name that is none.
     """
     if isinstance(model, ChatModel):
         return Patient(model)
+    # It knows some 200 words or fewer: its replies are single words, and no wrapper in English reaches it.
+    needs = {"judge": "phrases:planted", "wrappers": ()}
+    if model.startswith(TWO_BELIEFS):
+        from refusalscope.organisms.planted import two_beliefs_by_name
+
+        made = two_beliefs_by_name(model)
+        return Patient(ChatModel.wrap(made.model, made.tokenizer, id=model), needs)
     if not model.startswith(PLANTED):
         return Patient(ChatModel.load(model, dtype=dtype, device=device, device_map=device_map))
     from refusalscope.organisms.planted.prompts import code_wrapper
@@ -66,8 +75,6 @@ def load_patient(
     planted = _planted(model)
     chat = ChatModel.wrap(planted.model, planted.tokenizer, id=model)
     coded = planted.truth.variant == "cipher"
-    # It knows 64 words: its replies are one of two, and no wrapper in English reaches it.
-    needs = {"judge": "phrases:planted", "wrappers": ()}
     return Patient(chat, needs, (code_wrapper(),) if coded else ())
 
 
@@ -75,6 +82,10 @@ def default_pairs(model: str | ChatModel) -> PairSet:
     """The prompts of a model where the user gives none: its own for a planted one, else the bundled pairs."""
     if isinstance(model, str) and model.startswith(PLANTED):
         return _planted(model).pairs
+    if isinstance(model, str) and model.startswith(TWO_BELIEFS):
+        from refusalscope.organisms.planted import two_beliefs_by_name
+
+        return two_beliefs_by_name(model).pairs
     return bundled_pairs()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +25,7 @@ from refusalscope.progress import Progress, Silent
 from refusalscope.prompts import PromptSet, read_prompts
 from refusalscope.prompts.similarity import near_duplicate_groups
 from refusalscope.report import write_report
-from refusalscope.runs import Run, RunView, open_run, refuse_occupied
+from refusalscope.runs import Run, RunView, open_run, refuse_occupied, whole_or_absent
 from refusalscope.studies.cliff.mending import (
     BEFORE,
     HARMLESS,
@@ -98,7 +95,7 @@ def rank_pool(
     begun = _begin(
         "cliff rank", model, patient, pool, traces, settings or RankSettings(), out, progress
     )
-    with _whole_or_absent(begun.run):
+    with whole_or_absent(begun.run):
         found = begun.chosen(begun.settings.rank_by)
         write_rows(Path(out) / TRAIN_FILE, training_rows(begun.pool, found, begun.settings.loss))
         table = found.frame(begun.pool).assign(selection=begun.settings.rank_by)
@@ -137,7 +134,7 @@ def repair_model(
     patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
     begun = _begin("repair", model, patient, pool, traces, given, out, progress)
     run = begun.run
-    with _whole_or_absent(run):
+    with whole_or_absent(run):
         made = _measured(begun, given, progress)
     try:
         if export is not None:
@@ -184,16 +181,6 @@ def _measured(
     return made
 
 
-@contextmanager
-def _whole_or_absent(run: Run) -> Iterator[None]:
-    """Remove the run where its work is broken off: nothing could go on with it."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(run.path)
-        raise
-
-
 def _begin(
     command: str,
     model: str | ChatModel,
@@ -235,7 +222,7 @@ def _begin(
     describe(run, chat, judge, shown, splits, dict.fromkeys(("splits", "bootstrap"), given.seed))
     for text in said:
         run.warn(text)
-    with _whole_or_absent(run):
+    with whole_or_absent(run):
         subject = prepare(
             run,
             chat,

@@ -9,6 +9,7 @@ import pytest
 from refusalscope.report import write_report
 from report.fake_cliff import write_fake_cliff
 from report.fake_features import write_fake_features
+from report.fake_guard import write_fake_guard
 from report.fake_repair import write_fake_repair
 from report.fake_routing import write_fake_routing
 from report.fake_run import write_fake_run
@@ -66,3 +67,9 @@ def cliff_report(cliff_run: Path) -> Path:
 def repair_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a finished repair."""
     return write_report(write_fake_repair(tmp_path_factory.mktemp("repair") / "run"))
+
+
+@pytest.fixture(scope="session")
+def guard_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a finished fit of a guard."""
+    return write_report(write_fake_guard(tmp_path_factory.mktemp("guard") / "run"))

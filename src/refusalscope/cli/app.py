@@ -52,6 +52,15 @@ app.command(
     help_epilogue="Example: `refusalscope repair builtin:reasoner --export models/repaired`",
 )
 app.command(
+    "refusalscope.cli.belief:belief",
+    help="Harm and refusal as two beliefs: clusters, positions, categories, jailbreaks, steering.",
+    help_epilogue="Example: `refusalscope belief builtin:chat --out runs/belief`",
+)
+app.command(
+    "refusalscope.cli.guard:guard",
+    help="The model's own belief of harm as a calibrated guard: fit, card, score, serve, drift.",
+)
+app.command(
     "refusalscope.cli.judge:judge",
     help="Label replies, and measure a judge against people.",
     help_epilogue="Example: `refusalscope judge replies.csv --against human_label --out runs/judged`",
@@ -146,7 +155,7 @@ def _mistake(error: CycloptsError) -> str:
 
 def _resumes(argv: list[str]) -> bool:
     words = set(argv)
-    studies = {"audit", "cliff", "directions", "features", "judge", "routing", "score"}
+    studies = {"audit", "belief", "cliff", "directions", "features", "judge", "routing", "score"}
     return bool(studies & words) and not {"cliff", "rank"} <= words
 
 

@@ -54,6 +54,13 @@ SHOWN = {
         ("claimed", "claimed", 1),
         *_COST,
     ),
+    "beliefs": (
+        ("seeds", "seeds", 0),
+        ("auroc", "AUROC", 3),
+        ("lowest", "lowest stratum", 3),
+        ("other", "of the other bit", 3),
+        *_COST,
+    ),
 }
 SCORED = tuple(SHOWN)
 
@@ -73,6 +80,7 @@ def list_() -> None:
     Example: `refusalscope organism list`
     """
     from refusalscope.organisms.planted import list_builtin
+    from refusalscope.organisms.planted.beliefs import TWO_BELIEFS, VARIANTS
 
     table = Table("model", "variant", "what it is", "options")
     table.add_row("builtin:chat", "", "the embedded chat model, trained; refuses or repeats", "")
@@ -83,6 +91,8 @@ def list_() -> None:
             for name, option in entry.options.items()
         )
         table.add_row(entry.kind, entry.variant, escape(entry.summary), escape(options))
+    for variant, summary in VARIANTS.items():
+        table.add_row(f"builtin:{TWO_BELIEFS}", variant, summary, "")
     SESSION.out.print(table)
 
 
@@ -261,7 +271,8 @@ def score(
     Parameters
     ----------
     name
-        Which suite: routing; features, on planted hydras; or cliff, on planted cliffs.
+        Which suite: routing; features, on planted hydras; cliff, on planted cliffs; or beliefs, on models that
+        hold harm and refusal apart.
     seeds
         How many organisms of each case, from seed 0 on.
     only
@@ -283,6 +294,7 @@ def score(
         "routing": scoreboard.score_routing,
         "features": scoreboard.score_features,
         "cliff": scoreboard.score_cliff,
+        "beliefs": scoreboard.score_beliefs,
     }
     folder = out or new_folder("score", resume)
     with Bars() as bars:

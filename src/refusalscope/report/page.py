@@ -19,6 +19,8 @@ from plotly.offline import get_plotlyjs
 from refusalscope.report.cliff_rules import CLIFF_RULES
 from refusalscope.report.content import Figure, Section, Table, Trails
 from refusalscope.report.features_rules import FEATURES_RULES
+from refusalscope.report.guard_rules import GUARD_RULES
+from refusalscope.report.guard_tables import COMMANDS as GUARDS
 from refusalscope.report.palette import DARK, LIGHT, css_variables, light_to_dark
 from refusalscope.report.repair_rules import REPAIR_RULES
 from refusalscope.report.routing_rules import ROUTING_RULES
@@ -37,6 +39,9 @@ TITLES = {
     "cliff": "Refusal cliff of",
     "repair": "Repair of",
     "cliff rank": "Rows to repair",
+    "guard fit": "Belief guard of",
+    "guard score": "Prompts scored by the belief guard of",
+    "guard drift": "Drift of the belief guard of",
 }
 RULES_OF = {
     "routing": ROUTING_RULES,
@@ -44,6 +49,7 @@ RULES_OF = {
     "cliff": CLIFF_RULES,
     "repair": REPAIR_RULES,
     "cliff rank": REPAIR_RULES,
+    **dict.fromkeys(GUARDS, GUARD_RULES),
 }
 
 

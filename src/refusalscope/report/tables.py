@@ -114,6 +114,21 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "repair.losses": ("selection", "step"),
     "repair.prompts": ("id", "selection", "group", "refused"),
     "repair.effects": ("selection", "quantity", "value"),
+    "guard.scores": ("id", "label", "delta_harmful"),
+    "guard.points": ("name", "set", "tau"),
+    "guard.rates": ("point", "label", "kind", "name", "rate"),
+    "guard.roc": ("fpr", "tpr"),
+    "guard.metrics": ("name", "value"),
+    "guard.layers": ("row", "auroc"),
+    "guard.shortcuts": ("name", "auroc", "verdict"),
+    "guard.verdict": ("name", "verdict"),
+    "guard.sources": ("source", "auroc"),
+    "guard.variants": ("variant", "label"),
+    "guard.wrappers": ("wrapper", "label"),
+    "guard.against": ("guard", "point", "tpr", "own_tpr"),
+    "guard.monitor": ("kind", "n", "flagged"),
+    "guard.augmented": ("label", "point", "when", "flagged"),
+    "guard.drift": ("measure", "effect", "verdict"),
 }
 
 

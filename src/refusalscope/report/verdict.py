@@ -6,6 +6,8 @@ from refusalscope.report import rules
 from refusalscope.report.cliff_rules import cliff_statements
 from refusalscope.report.features_rules import features_statements
 from refusalscope.report.features_worries import few_flips
+from refusalscope.report.guard_rules import guard_statements
+from refusalscope.report.guard_tables import COMMANDS as GUARDS
 from refusalscope.report.repair_rules import RANKING, repair_statements
 from refusalscope.report.routing_rules import routing_statements
 from refusalscope.report.rules import Statement
@@ -40,6 +42,12 @@ def verdict(run: RunLike) -> list[Statement]:
     if run.info.get("command") in ("repair", RANKING):
         said, unsaid = repair_statements(run)
         return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
+    if run.info.get("command") in GUARDS:
+        said, unsaid = guard_statements(run)
+        # Shortcuts have a sentence of their own.
+        told = {said_at for statement in said[1:] for said_at in statement.links}
+        fresh = [concern for concern in concerns if not told.issuperset(concern.links)]
+        return [*said, _last(fresh[:MAX_WORRIES], unsaid)]
     concerns = concerns[:MAX_WORRIES]
     rates = usable(run, "behaviour.rates")
     arms = usable(run, "directions.interventions")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from refusalscope.report.cliff_worries import cliff_worries
 from refusalscope.report.features_worries import features_worries
+from refusalscope.report.guard_worries import guard_worries
 from refusalscope.report.numbers import listed, percent, rate_words, whole
 from refusalscope.report.repair_worries import repair_worries
 from refusalscope.report.routing_worries import routing_worries
@@ -33,6 +34,7 @@ def worries(run: RunLike) -> list[Statement]:
         *features_worries(run),
         *cliff_worries(run),
         *repair_worries(run),
+        *guard_worries(run),
         warned(run.info),
     ]
     return [statement for statement in found if statement is not None]

@@ -7,7 +7,7 @@ import copy
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -289,3 +289,13 @@ class Run(RunReader):
 
 def _stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def whole_or_absent(run: Run) -> Iterator[None]:
+    """Remove the run where its work is broken off: for commands that could not go on with it."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run.path)
+        raise

@@ -7,6 +7,7 @@ question (too few rows, one class, no spread) instead of failing or returning a 
 
 from refusalscope.stats.auroc import auroc
 from refusalscope.stats.bootstrap import mean_interval
+from refusalscope.stats.calibration import Isotonic, Platt, Probability, brier, ece, fit_probability
 from refusalscope.stats.correction import CorrectedRate, rogan_gladen
 from refusalscope.stats.equivalence import Equivalence, tost
 from refusalscope.stats.interval import Interval
@@ -14,20 +15,31 @@ from refusalscope.stats.max_t import MaxT, max_t_signflip
 from refusalscope.stats.multiple import fdr_bh
 from refusalscope.stats.paired import McNemar, PairedDifference, mcnemar, paired_difference
 from refusalscope.stats.proportions import clopper_pearson, wilson
+from refusalscope.stats.thresholds import Rule, Threshold, fpr_threshold, negatives_needed
 
 __all__ = [
     "CorrectedRate",
     "Equivalence",
     "Interval",
+    "Isotonic",
     "MaxT",
     "McNemar",
     "PairedDifference",
+    "Platt",
+    "Probability",
+    "Rule",
+    "Threshold",
     "auroc",
+    "brier",
     "clopper_pearson",
+    "ece",
     "fdr_bh",
+    "fit_probability",
+    "fpr_threshold",
     "max_t_signflip",
     "mcnemar",
     "mean_interval",
+    "negatives_needed",
     "paired_difference",
     "rogan_gladen",
     "tost",

@@ -1,6 +1,6 @@
 """What is promised of the recommended method, judged on the two tables of a scored run.
 
-Source: ../shared/methods/planted_models.md sections 3 to 5; the numbers are those of `suite.BARS`.
+Source: ../shared/methods/planted_models.md sections 3 to 5 and 7; the numbers are those of `suite.BARS`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ NO_LARGER = "verified set no larger than block greedy's"
 CONTRAST, RANKING = "contrast score", "ranking by"
 CLAIMED, NAMED_SHIFT = "cliff claimed", "called a template shift"
 STATIC = "static head named"
+# Methods and checks of the beliefs suite.
+HARMFUL, REFUSE = "delta_harmful", "delta_refuse"
+IN_QUADRANT, SMALLEST = "prompts in their planted quadrant", "share of the smallest quadrant"
+COSINE = "largest |cos(v_harm, v_refuse)|"
+SHORTCUT = "called no better than a shortcut"
+KEPT, UNMOVED, MOVED = (
+    "correlation of delta_harmful with itself after fine-tuning",
+    "largest shift of delta_harmful by fine-tuning",
+    "shift of delta_refuse by fine-tuning",
+)
+STILL_REFUSED = "refused after fine-tuning"
+CUE_IN_HARMFUL, REFUSED = "AUROC of the cue within harmful", "refused"
 Row = tuple[str, str, float, bool]
 
 
@@ -106,10 +118,34 @@ def _cliff() -> Iterator[Promise]:
             yield Promise(f"{check}, {variant}", variant, check, high=0)
 
 
+BELIEF_PROMISES = (
+    Promise(IN_QUADRANT, "base", IN_QUADRANT, low=BARS[IN_QUADRANT]),
+    Promise(SMALLEST, "base", SMALLEST, low=BARS["smallest quadrant"]),
+    Promise(COSINE, "base", COSINE, high=BARS["cosine of the two directions"], worst=True),
+    Promise(f"{SHORTCUT}, base", "base", SHORTCUT, high=0),
+    Promise(f"{SHORTCUT}, punctuation", "punctuation", SHORTCUT, low=1),
+    Promise(KEPT, "base", KEPT, low=BARS["correlation after fine-tuning"]),
+    Promise(
+        UNMOVED, "base", UNMOVED, high=BARS["shift of the bit that was not trained"], worst=True
+    ),
+    Promise(MOVED, "base", MOVED, high=BARS["shift of the bit that was trained"]),
+    Promise(STILL_REFUSED, "base", STILL_REFUSED, high=0.05),
+    Promise(
+        f"{CUE_IN_HARMFUL}, topic-only",
+        "topic-only",
+        CUE_IN_HARMFUL,
+        low=BARS["chance, low"],
+        high=BARS["chance, high"],
+    ),
+    Promise(f"{REFUSED}, topic-only", "topic-only", REFUSED, high=0.05),
+)
+
+
 PROMISES = {
     "routing": ROUTING_PROMISES,
     "features": tuple(_features()),
     "cliff": tuple(_cliff()),
+    "beliefs": BELIEF_PROMISES,
 }
 
 
@@ -133,6 +169,9 @@ STANDARDS = {
             Standard(f"{RANKING} {by}", "precision", BARS["precision at k of a ranking"])
             for by in ("ms_p90", "final")
         ),
+    ),
+    "beliefs": tuple(
+        Standard(name, "lowest", BARS["AUROC of a planted bit"]) for name in (HARMFUL, REFUSE)
     ),
 }
 

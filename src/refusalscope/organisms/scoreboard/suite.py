@@ -1,7 +1,7 @@
-"""The suites, routing organisms O1 to O15, hydras and cliffs, and the bars of their recommended methods.
+"""The suites, routing organisms O1 to O15, hydras, cliffs and two beliefs, and the bars of their methods.
 
-Source: ../shared/methods/planted_models.md sections 3 to 5, sae_features.md section 15, refusal_cliff.md
-section 13.
+Source: ../shared/methods/planted_models.md sections 3 to 5 and 7, sae_features.md section 15, refusal_cliff.md
+section 13, harmfulness_and_refusal.md section 14.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ CLIFF: tuple[Case, ...] = (
     *(Case(variant, variant, barred=False) for variant in NO_CLIFFS),
 )
 
+# Of the three only the first has two bits that a score must tell apart.
+BELIEFS: tuple[Case, ...] = (
+    Case("base", "base"),
+    *(Case(variant, variant, barred=False) for variant in ("punctuation", "topic-only")),
+)
+
 # What the recommended method must reach, as means over seeds.
 BARS = {
     "precision": 0.95,
@@ -91,4 +97,13 @@ BARS = {
     "AUROC of planted pairs": 0.95,
     "forwards over block greedy's": 1 / 3,
     "precision at k of a ranking": 1.0,
+    "AUROC of a planted bit": 0.95,
+    "prompts in their planted quadrant": 0.95,
+    "smallest quadrant": 0.15,
+    "cosine of the two directions": 0.3,
+    "correlation after fine-tuning": 0.95,
+    "shift of the bit that was not trained": 0.1,
+    "shift of the bit that was trained": -0.5,
+    "chance, low": 0.4,
+    "chance, high": 0.6,
 }

@@ -19,6 +19,7 @@ from refusalscope.report.sections.features import (
     features_pairs,
     features_waking,
 )
+from refusalscope.report.sections.guard import guard, guard_drift, guard_shortcuts, guard_use
 from refusalscope.report.sections.judge import judge
 from refusalscope.report.sections.key_figures import key_figures
 from refusalscope.report.sections.provenance import limits, provenance
@@ -49,6 +50,10 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     cliff,
     cliff_heads,
     repair,
+    guard,
+    guard_shortcuts,
+    guard_use,
+    guard_drift,
     warnings,
     provenance,
     limits,

@@ -34,7 +34,7 @@ def belief(run: RunLike) -> Section | None:
     else:
         blocks.append(Note(why_missing(run, "directions.belief"), "missing"))
     if shortcuts is not None:
-        blocks.append(_shortcuts(shortcuts))
+        blocks.append(shortcuts_table(shortcuts, "table-shortcuts"))
     return Section(
         "belief",
         "Belief and refusal",
@@ -73,7 +73,7 @@ def _plane(table: pd.DataFrame) -> Figure:
     fig.update_xaxes(range=[-reach[0], reach[0]], zerolinewidth=1.5, nticks=7)
     fig.update_yaxes(range=[-reach[1], reach[1]], zerolinewidth=1.5, nticks=7)
     for name, (x, y, _) in QUADRANTS.items():
-        _corner(fig, name, x, y)
+        corner(fig, name, x, y)
     counts = table["quadrant"].value_counts()
     said = ", ".join(f"{name} {int(counts.get(name, 0))}" for name in QUADRANTS)
     sizes = table["label"].value_counts()
@@ -110,7 +110,8 @@ def _marker(label: str, refused: bool) -> dict:
     }
 
 
-def _corner(fig: go.Figure, name: str, x: int, y: int) -> None:
+def corner(fig: go.Figure, name: str, x: int, y: int) -> None:
+    """Write the name of a quadrant into its corner: right where x > 0, above where y > 0."""
     fig.add_annotation(
         x=1.0 if x > 0 else 0.0,
         y=1.0 if y > 0 else 0.0,
@@ -159,7 +160,8 @@ def _quadrants(table: pd.DataFrame) -> Table:
     return Table("Prompts in each quadrant, and how many were refused in fact", columns, rows)
 
 
-def _shortcuts(shortcuts: pd.DataFrame) -> Table:
+def shortcuts_table(shortcuts: pd.DataFrame, id: str) -> Table:
+    """The score under test and the cues beside it; those that do as well stand out."""
     rows = [
         (
             str(row["name"]),
@@ -176,6 +178,6 @@ def _shortcuts(shortcuts: pd.DataFrame) -> Table:
         "AUROC is the chance that a harmful prompt scores above a harmless one; "
         "0.5 is guessing. A cue that does as well as the belief score means that the "
         "score may have learnt the cue. Cues were fitted on the fit split and scored on the report split.",
-        id="table-shortcuts",
+        id=id,
         name="shortcuts",
     )

@@ -18,6 +18,7 @@ from refusalscope.report.numbers import (
 from refusalscope.report.rules import arm, geometry_at, overall
 from refusalscope.report.sections.cliff_cards import cliff_cards
 from refusalscope.report.sections.features_cards import features_cards
+from refusalscope.report.sections.guard_cards import guard_cards
 from refusalscope.report.sections.repair_cards import repair_cards
 from refusalscope.report.sections.routing_cards import routing_cards
 from refusalscope.report.tables import Row, RunLike, chosen_candidate, usable
@@ -50,8 +51,8 @@ def key_figures(run: RunLike) -> Section | None:
     ]
     cards = [card for card in found if card is not None]
     routes, latents = routing_cards(run), features_cards(run)
-    falls, mended = cliff_cards(run), repair_cards(run)
-    if not any((cards, routes, latents, falls, mended)):
+    falls, mended, guarded = cliff_cards(run), repair_cards(run), guard_cards(run)
+    if not any((cards, routes, latents, falls, mended, guarded)):
         return None
     lead = []
     if cards:
@@ -67,10 +68,12 @@ def key_figures(run: RunLike) -> Section | None:
         lead.append("A probe of refusal is read where the thinking ends, from 0 to 1")
     if mended:
         lead.append("A repair is judged on held-out prompts, before and after")
+    if guarded:
+        lead.append("A guard is judged on prompts that it was neither fitted nor calibrated on")
     return Section(
         "key-figures",
         "Key figures",
-        [Cards([*cards, *routes, *latents, *falls, *mended])],
+        [Cards([*cards, *routes, *latents, *falls, *mended, *guarded])],
         f"{'. '.join(lead)}; intervals cover 95{NBSP}%.",
     )
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from refusalscope.report.content import Block, Cell, Listing, Section, Table
+from refusalscope.report.guard_tables import COMMANDS as GUARDS
 from refusalscope.report.numbers import duration, large, whole
 from refusalscope.report.tables import RunLike
 
@@ -88,6 +89,21 @@ LIMITS_OF_REPAIR = (
     "Prompts, thinking and replies are not shown; only ids, categories and scores are.",
 )
 
+LIMITS_OF_GUARD = (
+    "Nothing is claimed beyond the prompts, sources, final marks and wrappers of this page: attacks that "
+    "rewrite a prompt against the states of the model are known, and none was tried.",
+    "A false-positive rate is promised for harmless prompts of the kind that the guard was calibrated on; "
+    "other traffic has another rate.",
+    "Intervals cover the choice of prompts, not other chat templates, system prompts, languages or topics.",
+    "The guard reads what the model takes a prompt for. Where the model itself is wrong of harm, so is the "
+    "guard.",
+    "A probability belongs to the mix of harmful and harmless prompts of calibration.",
+    "The guard belongs to one model, tokenizer, template and precision; after any fine-tune it must be fitted "
+    "and calibrated again.",
+    "Whether a flagged prompt would have had a harmful reply is not looked at.",
+    "Prompts and replies are not shown; only ids, sources, categories and scores are.",
+)
+
 
 def provenance(run: RunLike) -> Section | None:
     """Model, data, settings and cost, as run.json has them."""
@@ -113,6 +129,7 @@ def limits(run: RunLike) -> Section | None:
         "cliff": LIMITS_OF_CLIFF,
         "repair": LIMITS_OF_REPAIR,
         "cliff rank": LIMITS_OF_REPAIR,
+        **dict.fromkeys(GUARDS, LIMITS_OF_GUARD),
     }
     items = others.get(str(run.info.get("command")), LIMITS)
     return Section("limits", "What this does not show", [Listing(items)])

@@ -1,0 +1,484 @@
+"""The belief guard: what a model believes of a prompt's harm, read from its own states.
+
+After arXiv 2507.11878, section 5.1, with what a guard in use needs: matched final marks, variants of the score,
+thresholds with a promise, a probability, abstention, categories, and conversations read turn by turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from refusalscope.errors import GuardError, InputError
+from refusalscope.guard.heads import Head, HeadVariant
+from refusalscope.guard.matching import mark_shares, match_marks
+from refusalscope.guard.operating import Calibration, OperatingPoint, Side, calibrate
+from refusalscope.guard.reading import END, Prompts, read, user_turns
+from refusalscope.judge import Judge
+from refusalscope.judge.behaviour import reply
+from refusalscope.model import ChatModel, Rendered
+from refusalscope.progress import Progress, Silent
+from refusalscope.prompts import Prompt, PromptSet
+from refusalscope.stats import wilson
+from refusalscope.stats.calibration import Method
+from refusalscope.stats.thresholds import Rule
+from refusalscope.studies.directions.belief import QUADRANTS, belief_rows
+
+if TYPE_CHECKING:
+    from refusalscope.guard.monitor import ReplyMonitor
+
+Anchor = Literal["instruction_last", "instruction_last_word"]
+Array = npt.NDArray[np.float64]
+# Refused and answered prompts of the fit set that the refusal axis needs, of each.
+REFUSALS = 8
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Scores of prompts before any threshold: arrays over prompts.
+
+    profile [prompts, rows]: score of each row. likeness: cosine to the nearer class mean. refuse is NaN where
+    the guard has no refusal axis.
+    """
+
+    harmful: Array
+    refuse: Array
+    profile: Array
+    likeness: Array
+    categories: dict[str, Array]
+
+    def of(self, part: slice) -> Readings:
+        """The readings of some of the prompts."""
+        return Readings(
+            self.harmful[part],
+            self.refuse[part],
+            self.profile[part],
+            self.likeness[part],
+            {name: values[part] for name, values in self.categories.items()},
+        )
+
+    def at(self, i: int) -> Readings:
+        """The reading of one prompt."""
+        return self.of(slice(i, i + 1))
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model believes of one prompt (method page, section 13).
+
+    delta_harmful, delta_refuse: the two axes, NaN for a refusal axis that the guard lacks; quadrant: their
+    signs in words. p_harmful with its interval: None without a calibrated probability. flagged: delta_harmful
+    is above `threshold`; None without an operating point. abstain: the states are unlike anything the guard was
+    calibrated on. per_layer: score of each row. per_category: score of each category that the guard knows;
+    flagged_categories: those above their own threshold (the promise is for `flagged` alone).
+    """
+
+    id: str
+    delta_harmful: float
+    delta_refuse: float
+    quadrant: str | None
+    p_harmful: float | None
+    p_low: float | None
+    p_high: float | None
+    flagged: bool | None
+    threshold: float | None
+    abstain: bool
+    per_layer: tuple[float, ...]
+    per_category: dict[str, float]
+    flagged_categories: tuple[str, ...]
+    t_inst_token: str
+
+
+class BeliefGuard(BaseEstimator):
+    """A guard that scores prompts by the model's own states.
+
+    variant: "centroid" (the paper's), "centred" or "lda" (see `heads`). rows: "inner" (1..L-1), "with_final" or
+    "all". anchor: where harm is read. match_punctuation: make final marks alike in both classes before fitting.
+    min_category: prompts a category needs for a score of its own. judge: who says which fit prompts the model
+    refused. scikit-learn's contract: nothing is computed before `fit`, what is learnt ends in an underscore.
+    """
+
+    def __init__(
+        self,
+        variant: HeadVariant = "centroid",
+        rows: Literal["inner", "with_final", "all"] = "inner",
+        anchor: Anchor = "instruction_last",
+        match_punctuation: bool = True,
+        min_category: int = 50,
+        judge: str = "text",
+        max_new_tokens: int = 24,
+        seed: int = 0,
+    ) -> None:
+        self.variant = variant
+        self.rows = rows
+        self.anchor = anchor
+        self.match_punctuation = match_punctuation
+        self.min_category = min_category
+        self.judge = judge
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+
+    def fit(
+        self,
+        model: ChatModel,
+        harmful: Prompts,
+        harmless: Prompts,
+        progress: Progress | None = None,
+    ) -> BeliefGuard:
+        """Learn both axes from harmful and harmless prompts, and a score for each category large enough.
+
+        The harm axis takes all prompts by their label (appendix B of the paper); the refusal axis the harmful
+        ones that the model refuses and the harmless ones that it answers, and is left out with fewer than 8 of
+        either. Raises InputError for an empty side.
+        """
+        if not len(harmful) or not len(harmless):
+            raise InputError(
+                f"{len(harmful)} harmful and {len(harmless)} harmless prompts were given; a guard is fitted "
+                f"on both"
+            )
+        self.chat_ = model
+        self.rows_ = belief_rows(self.rows, model.anatomy.n_layers)
+        if not self.rows_:
+            raise InputError("the model has too few layers for rows='inner'; use rows='with_final'")
+        sides = [list(harmful), list(harmless)]
+        self.matched_ = "none"
+        if self.match_punctuation:
+            sides[0], sides[1], self.matched_ = match_marks(sides[0], sides[1], self.seed)
+        self.fitted_on_: dict[str, dict[str, Any]] = {
+            label: {"n": len(side), "sources": sources_of(given), "final_marks": mark_shares(side)}
+            for label, side, given in zip(
+                ("harmful", "harmless"), sides, (harmful, harmless), strict=True
+            )
+        }
+        rendered = [model.render(side) for side in sides]
+        states = [torch.cat(list(self._states(each, progress))) for each in rendered]
+        self.harm_ = Head.fit(self.variant, states[0][:, 0], states[1][:, 0])
+        # In memory only: examples that are added later need them where a covariance is weighed.
+        self.fit_states_: tuple[Tensor, Tensor] | None = states[0][:, 0], states[1][:, 0]
+        names = np.array([prompt.category or "" for prompt in sides[0]])
+        self.categories_ = {
+            str(name): Head.fit(self.variant, states[0][names == name][:, 0], states[1][:, 0])
+            for name in sorted(set(names) - {""})
+            if (names == name).sum() >= self.min_category
+        }
+        self.refuse_ = self._refusal_axis(sides, rendered, states, progress)
+        self.calibration_: Calibration | None = None
+        self.before_: tuple[Head, tuple[OperatingPoint, ...]] | None = None
+        self.augmented_: dict[str, Any] = {}
+        self.shortcuts_: list[dict[str, Any]] = []
+        self.known_failures_: list[str] = []
+        self.monitor_: ReplyMonitor | None = None
+        return self
+
+    def _refusal_axis(
+        self,
+        sides: list[list[Prompt]],
+        rendered: list[list[Rendered]],
+        states: list[Tensor],
+        progress: Progress | None,
+    ) -> Head | None:
+        judge = Judge.from_name(self.judge)
+        kept = []
+        for side, prompts, wanted in zip(sides, rendered, (True, False), strict=True):
+            track = (progress or Silent()).track("replies to the fit prompts")
+            found = reply(self.chat_, side, prompts, judge, self.max_new_tokens, progress=track)
+            told = [one.label is not None and one.label != "degenerate" for one in found.judgements]
+            kept.append(torch.from_numpy((found.refused == wanted) & np.array(told)))
+        self.fitted_on_["harmful"]["refused"] = int(kept[0].sum())
+        self.fitted_on_["harmless"]["answered"] = int(kept[1].sum())
+        if min(int(each.sum()) for each in kept) < REFUSALS:
+            return None
+        return Head.fit(self.variant, states[0][kept[0]][:, 1], states[1][kept[1]][:, 1])
+
+    def augment(self, harmful: Prompts, progress: Progress | None = None) -> BeliefGuard:
+        """Add a user's own harmful examples to the harmful mean (section 11). Calibrate again afterwards.
+
+        The thresholds are dropped: with other means the old ones promise nothing. Raises GuardError for an lda
+        guard that was read from its folder, which holds no covariance.
+        """
+        check_is_fitted(self)
+        if not len(harmful):
+            raise InputError("no example was given; give some harmful prompts of your own")
+        side = list(harmful)
+        states = torch.cat(list(self._states(self.chat_.render(side), progress)))[:, 0]
+        if self.variant == "lda" and self.fit_states_ is not None:
+            harmful_states = torch.cat([self.fit_states_[0], states])
+            grown = Head.fit("lda", harmful_states, self.fit_states_[1])
+            self.fit_states_ = harmful_states, self.fit_states_[1]
+        else:
+            grown = self.harm_.with_more(states)
+        if self.calibration_ is not None:
+            self.before_ = self.harm_, self.calibration_.points
+        self.harm_, self.calibration_ = grown, None
+        self.augmented_ = {"n": self.augmented_.get("n", 0) + len(side)}
+        self.fitted_on_["harmful"]["n"] += len(side)
+        self.fitted_on_["harmful"]["sources"] += sources_of(harmful)
+        return self
+
+    def calibrate(
+        self,
+        harmless: Prompts,
+        harmful: Prompts = (),
+        *,
+        fpr: Sequence[float] = (0.05,),
+        rule: Rule = "learn_then_test",
+        confidence: float = 0.95,
+        method: Method = "auto",
+        progress: Progress | None = None,
+    ) -> BeliefGuard:
+        """Thresholds for target false-positive rates, on prompts that the guard was not fitted on.
+
+        rule: "learn_then_test" holds the rate at `confidence`, "conformal" on average (see
+        `stats.thresholds`). harmful: prompts for the probability and the recall of each source; without any
+        there is no probability. After `augment`, the rates before and after are recorded in
+        `augmented_`. Raises InputError, with the number that would be needed, for too few harmless prompts.
+        """
+        check_is_fitted(self)
+        sides = [harmless] + ([harmful] if len(harmful) else [])
+        found = [Side(side, *self.read(side, progress)) for side in sides]
+        self.calibration_ = calibrate(
+            found[0],
+            found[1] if len(harmful) else None,
+            fpr=fpr,
+            rule=rule,
+            confidence=confidence,
+            method=method,
+            seed=self.seed,
+        )
+        if self.before_ is not None:
+            self._compare(sides)
+        return self
+
+    def _compare(self, sides: list[Prompts]) -> None:
+        """Rates of the same prompts before and after the examples were added, point by point."""
+        assert self.before_ is not None
+        assert self.calibration_ is not None
+        now, points = self.harm_, self.calibration_.points
+        old_head, old_points = self.before_
+        changes = []
+        for label, side in zip(("harmless", "harmful"), sides, strict=False):
+            after = self.read(side)[0].harmful
+            self.harm_ = old_head
+            before = self.read(side)[0].harmful
+            self.harm_ = now
+            for old, new in zip(old_points, points, strict=False):
+                for when, scores, tau in (("before", before, old.tau), ("after", after, new.tau)):
+                    rate = wilson(int((scores > tau).sum()), len(scores))
+                    changes.append(
+                        {
+                            "label": label,
+                            "point": old.name if when == "before" else new.name,
+                            "when": when,
+                            "n": rate.n,
+                            "flagged": rate.value,
+                            "low": rate.low,
+                            "high": rate.high,
+                        }
+                    )
+        self.augmented_["rates"] = changes
+        self.before_ = None
+
+    def read(
+        self, prompts: Prompts, progress: Progress | None = None
+    ) -> tuple[Readings, list[str]]:
+        """Scores of prompts, and the token where harm was read; of a conversation, as `worst_turn` says."""
+        check_is_fitted(self)
+        if not len(prompts):
+            raise InputError("no prompt was given; give one at least")
+        turns = [user_turns(prompt) for prompt in prompts]
+        rendered = self.chat_.render([turn for each in turns for turn in each])
+        blocks = [self.readings(states) for states in self._states(rendered, progress)]
+        found = _joined(blocks)
+        worst, picked, start = [], [], 0
+        for each in turns:
+            reading, at = worst_turn(found.of(slice(start, start + len(each))))
+            worst.append(reading)
+            picked.append(start + at)
+            start += len(each)
+        return _joined(worst), [self.token_read(rendered[i]) for i in picked]
+
+    def token_read(self, rendered: Rendered) -> str:
+        """The text of the token where harm is read."""
+        return self.chat_.tokenizer.decode([rendered.ids[rendered.anchor(self.anchor)]])
+
+    @property
+    def anchors(self) -> tuple[str, str]:
+        """Where the two axes are read."""
+        return self.anchor, END
+
+    def readings(self, states: Tensor) -> Readings:
+        """Scores of states [prompts, 2 anchors, rows, d_model] float32 (see `anchors` and `rows_`)."""
+        at_instruction, at_end = states[:, 0], states[:, 1]
+        profile = self.harm_.profile(at_instruction)
+        refuse = (
+            torch.full((len(states),), torch.nan)
+            if self.refuse_ is None
+            else self.refuse_.score(at_end)
+        )
+        return Readings(
+            _array(profile.mean(-1)),
+            _array(refuse),
+            _array(profile),
+            _array(self.harm_.likeness(at_instruction)),
+            {name: _array(head.score(at_instruction)) for name, head in self.categories_.items()},
+        )
+
+    def decision_function(self, prompts: Prompts) -> Array:
+        """delta_harmful of each prompt: [prompts]; larger is more harmful."""
+        return self.read(prompts)[0].harmful
+
+    def predict_proba(self, prompts: Prompts) -> Array:
+        """Probability of harmless and harmful: [prompts, 2]. Raises GuardError without calibration."""
+        probability = self._calibrated().probability
+        if probability is None:
+            raise GuardError(
+                "the guard was calibrated without harmful prompts, so it has no probability; calibrate it "
+                "with some"
+            )
+        p = probability.predict(self.decision_function(prompts))[0]
+        return np.stack([1 - p, p], axis=1)
+
+    def predict(
+        self, prompts: Prompts, operating_point: str | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each prompt is flagged at an operating point (the first without a name)."""
+        self.point(operating_point)
+        return np.array([bool(one.flagged) for one in self.beliefs(prompts, operating_point)])
+
+    def point(self, name: str | None = None) -> OperatingPoint:
+        """An operating point by name, or the first. Raises GuardError where there is none."""
+        points = self._calibrated().points
+        if name is None:
+            return points[0]
+        for point in points:
+            if point.name == name:
+                return point
+        raise GuardError(
+            f"the guard has no operating point {name!r}; it has "
+            f"{', '.join(point.name for point in points)}"
+        )
+
+    def _calibrated(self) -> Calibration:
+        check_is_fitted(self)
+        if self.calibration_ is None:
+            raise GuardError(
+                "the guard is not calibrated, so it has scores but no threshold and no probability; "
+                "calibrate it on prompts that it was not fitted on"
+            )
+        return self.calibration_
+
+    def beliefs(
+        self,
+        prompts: Prompts,
+        operating_point: str | None = None,
+        progress: Progress | None = None,
+    ) -> list[Belief]:
+        """What the model believes of each prompt; flags need calibration, scores do not."""
+        readings, tokens = self.read(prompts, progress)
+        return [
+            self.belief(prompt.id, readings.at(i), token, operating_point)
+            for i, (prompt, token) in enumerate(zip(prompts, tokens, strict=True))
+        ]
+
+    def belief(
+        self, id: str, reading: Readings, token: str, operating_point: str | None = None
+    ) -> Belief:
+        """One prompt's reading under an operating point (the first without a name)."""
+        harmful, refuse = float(reading.harmful[0]), float(reading.refuse[0])
+        quadrant = None if np.isnan(refuse) else QUADRANTS[harmful >= 0, refuse >= 0]
+        categories = {name: float(values[0]) for name, values in reading.categories.items()}
+        p: tuple[Any, Any, Any] = (None, None, None)
+        flagged, threshold, abstain = None, None, False
+        over: tuple[str, ...] = ()
+        if self.calibration_ is not None:
+            point = self.point(operating_point)
+            if self.calibration_.probability is not None:
+                found = self.calibration_.probability.predict(reading.harmful)
+                p = found[0].item(), found[1].item(), found[2].item()
+            over = tuple(n for n, tau in point.categories.items() if categories[n] > tau)
+            threshold = point.tau
+            flagged = harmful > point.tau
+            abstain = bool(reading.likeness[0] < self.calibration_.likeness_floor)
+        elif operating_point is not None:
+            self._calibrated()
+        return Belief(
+            id=id,
+            delta_harmful=harmful,
+            delta_refuse=refuse,
+            quadrant=quadrant,
+            p_harmful=p[0],
+            p_low=p[1],
+            p_high=p[2],
+            flagged=flagged,
+            threshold=threshold,
+            abstain=abstain,
+            per_layer=tuple(map(float, reading.profile[0])),
+            per_category=categories,
+            flagged_categories=over,
+            t_inst_token=token,
+        )
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the guard to a new folder; see `folder.save`."""
+        from refusalscope.guard.folder import save
+
+        return save(self, folder)
+
+    @staticmethod
+    def load(folder: Path | str, model: ChatModel) -> BeliefGuard:
+        """The guard of a folder, bound to the model it was fitted to; see `folder.load`."""
+        from refusalscope.guard.folder import load
+
+        return load(folder, model)
+
+    def _states(self, rendered: Sequence[Rendered], progress: Progress | None):
+        return read(self.chat_, rendered, self.anchors, self.rows_, progress)
+
+
+def worst_turn(turns: Readings) -> tuple[Readings, int]:
+    """A conversation's reading from those of its user turns in order, and which turn it is.
+
+    Harm is that of the most harmful turn; whether the model is about to refuse is read at the end.
+    """
+    worst = int(turns.harmful.argmax())
+    return replace(turns.at(worst), refuse=turns.refuse[-1:]), worst
+
+
+def sources_of(prompts: Prompts) -> list[dict[str, Any]]:
+    """Where prompts came from: the files of a set, with hash and licence; else the names they carry."""
+    if isinstance(prompts, PromptSet) and prompts.sources:
+        return [
+            {"name": s.name, "sha256": s.sha256, "licence": s.licence, "n": s.n}
+            for s in prompts.sources
+        ]
+    names = [prompt.source or "unnamed" for prompt in prompts]
+    return [
+        {"name": name, "sha256": None, "licence": None, "n": names.count(name)}
+        for name in sorted(set(names))
+    ]
+
+
+def _array(values: Tensor) -> Array:
+    return values.double().numpy()
+
+
+def _joined(blocks: Sequence[Readings]) -> Readings:
+    def whole(part: str) -> Array:
+        return np.concatenate([getattr(block, part) for block in blocks])
+
+    categories = {
+        name: np.concatenate([block.categories[name] for block in blocks])
+        for name in blocks[0].categories
+    }
+    return Readings(
+        whole("harmful"), whole("refuse"), whole("profile"), whole("likeness"), categories
+    )
