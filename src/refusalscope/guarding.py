@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ from refusalscope.prompts import PairSet, Prompt, PromptSet, read_prompts
 from refusalscope.prompts.sets import LABELS
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied, whole_or_absent
+from refusalscope.stats.thresholds import negatives_needed
 from refusalscope.studies.subject import spending
 
 # Fit: the axes; select: thresholds and probability; report: all that is said.
@@ -86,7 +88,7 @@ def fit_guard(
     data = _usable(chat, given if given is not None else default_pairs(model), chosen, said)
     splits = dict(split_prompts(data, FRACTIONS, chosen.seed))
     sides = {name: (each.of("harmful"), each.of("harmless")) for name, each in splits.items()}
-    _require_both(sides)
+    _require_enough(sides, chosen)
     run = Run.create(
         out,
         command="guard fit",
@@ -134,6 +136,8 @@ def score_guard(
     given = _read(prompts)
     bound = open_guard(guard, model, dtype=dtype, device=device, device_map=device_map)
     chat = bound.chat_
+    if operating_point is not None:
+        bound.point(operating_point)
     said: list[str] = []
     kept = _that_fit(chat, given, said)
     if not len(kept):
@@ -366,12 +370,22 @@ def _that_fit(chat: ChatModel, data: PromptSet, said: list[str]) -> PromptSet:
     return replace(data, items=tuple(kept))
 
 
-def _require_both(sides: dict[str, tuple[PromptSet, PromptSet]]) -> None:
+def _require_enough(sides: dict[str, tuple[PromptSet, PromptSet]], settings: GuardSettings) -> None:
+    """Refuse before any work what calibration would refuse after it."""
     for name, (harmful, harmless) in sides.items():
         if not len(harmful) or not len(harmless):
             raise InputError(
                 f"the {name} split holds {len(harmful)} harmful and {len(harmless)} harmless prompts; give "
                 f"more of both, each with its label"
+            )
+    given = len(sides["select"][1])
+    for rate in settings.fpr:
+        needed = negatives_needed(rate, settings.rule, settings.confidence)
+        if given < needed:
+            raise InputError(
+                f"a false-positive rate of {100 * rate:g} % by the rule {settings.rule} needs {needed} "
+                f"harmless prompts to calibrate on, and {given} of those given are for that; give "
+                f"{math.ceil(needed / FRACTIONS['select'])} or more in all, or ask for a higher rate"
             )
 
 

@@ -58,7 +58,11 @@ def test_a_log_of_the_same_kind_is_steady():
 def test_false_alarms_are_rare_in_short_logs():
     alarms = 0
     for seed in range(60):
-        found = drift(beliefs(150, 1000 + seed), beliefs(MIN_ROWS, 2000 + seed, rate=0.05), 0.05)
+        found = drift(
+            beliefs(MIN_ROWS["reference"], 1000 + seed),
+            beliefs(MIN_ROWS["log"], 2000 + seed, rate=0.05),
+            0.05,
+        )
         alarms += (found["verdict"] != "steady").any()
     assert alarms <= binom.ppf(0.999, 60, 0.05)
 
@@ -240,5 +244,5 @@ def test_a_log_that_cannot_be_judged_is_refused(log, promised, message):
 
 
 def test_a_short_reference_is_refused():
-    with pytest.raises(InputError, match="at least 100 rows in the reference, got 40"):
+    with pytest.raises(InputError, match="at least 50 rows in the reference, got 40"):
         drift(REFERENCE.head(40), REFERENCE, None)

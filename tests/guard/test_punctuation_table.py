@@ -1,4 +1,4 @@
-"""Section 7's table of final characters, and the rule "no final punctuation means harmful", on the real files."""
+"""Section 7's table of final characters and its rule "no final punctuation means harmful", on the files."""
 
 from __future__ import annotations
 

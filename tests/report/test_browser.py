@@ -35,6 +35,7 @@ N_ROUTING_PLOTS = 13
 N_FEATURES_PLOTS = 11
 N_CLIFF_PLOTS = 5
 N_REPAIR_PLOTS = 8
+N_GUARD_PLOTS = 9
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +145,11 @@ def test_the_page_of_a_features_run_draws_and_fits(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize(("name", "n"), [("cliff", N_CLIFF_PLOTS), ("repair", N_REPAIR_PLOTS)])
-def test_the_pages_of_cliff_and_repair_draw_and_fit(
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [("cliff", N_CLIFF_PLOTS), ("repair", N_REPAIR_PLOTS), ("guard", N_GUARD_PLOTS)],
+)
+def test_the_pages_of_cliff_repair_and_guard_draw_and_fit(
     visit, request: pytest.FixtureRequest, name: str, n: int, screen: str, scheme: str
 ):
     page = request.getfixturevalue(f"{name}_report")

@@ -11,7 +11,7 @@ from refusalscope.report import guard_rules
 from refusalscope.report.guard_rules import flags, moved, shortcut_word, told, wrapped
 from refusalscope.report.guard_worries import guard_worries
 from refusalscope.report.numbers import NBSP
-from refusalscope.report.sections import guard_drift
+from refusalscope.report.sections.guard_drift import MOVED, WATCHED
 from refusalscope.report.verdict import headline, verdict
 from report.fake_guard import GuardTables, fake_guard_tables
 
@@ -123,7 +123,7 @@ def test_the_words_are_those_that_the_audit_and_drift_write():
     assert guard_rules.LEANS in audit_verdict.LEANS
     assert audit_verdict.CANNOT.startswith(guard_rules.CANNOT)
     assert audit_verdict.CHANCE == guard_rules.CHANCE_ITSELF
-    assert (guard_drift.WATCHED, guard_drift.MOVED) == (
+    assert (WATCHED, MOVED) == (
         drift_module.PSI_WATCH,
         drift_module.PSI_DRIFTED,
     )

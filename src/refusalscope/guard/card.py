@@ -28,7 +28,8 @@ ADVERSARIES = (
     "It is no judgement of law or policy, and a flag is no proof of intent.",
 )
 HTML, MARKDOWN = "card.html", "card.md"
-# What Markdown, or HTML within it, would read as more than text.
+# Blanks that may break a line, and what Markdown, or HTML within it, would read as more than text.
+_BLANK = re.compile(r"[^\S\u00a0]+")
 _ACTIVE = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$^]|^\s*[-=]|:(?=//))")
 
 
@@ -84,7 +85,7 @@ def _parts(record: GuardFile, folder: str) -> list[Part]:
 
 def inert(text: Any) -> str:
     """Text that stays text in Markdown: on one line, nothing in it is markup."""
-    return _ACTIVE.sub(r"\\\1", " ".join(str(text).split()))
+    return _ACTIVE.sub(r"\\\1", _BLANK.sub(" ", str(text)).strip())
 
 
 def fenced(code: str) -> str:

@@ -140,7 +140,7 @@ def monitor(record: GuardFile) -> Part:
             f"A reply is stopped when its smoothed score passes {threshold.tau:.4f}: "
             f"{threshold.promise.replace('<=', chr(0x2264))}, over whole benign replies ({threshold.n} of "
             f"them). {found['hold_back']} tokens are held back while what follows is scored.",
-            f"Of harmful replies, which an opening was put into the model's mouth for, {recall} of {n} are "
+            f"Of harmful replies, begun by an opening put into the model's mouth, {recall} of {n} are "
             "stopped.",
         ],
         [

@@ -18,8 +18,8 @@ from refusalscope.stats.interval import numbers
 Array: TypeAlias = npt.NDArray[np.float64]
 
 PSI_BINS = 10
-# Ten rows a bin: fewer, and a population stability index is mostly noise.
-MIN_ROWS = 10 * PSI_BINS
+# Rows that each must hold: with fewer a bin, a population stability index is mostly noise.
+MIN_ROWS = {"reference": 5 * PSI_BINS, "log": 10 * PSI_BINS}
 PSI_WATCH, PSI_DRIFTED = 0.1, 0.25
 # A flag rate matters from this many times the promised rate.
 RATE_WATCH, RATE_DRIFTED = 1.25, 1.5
@@ -54,13 +54,13 @@ def drift(reference: pd.DataFrame, log: pd.DataFrame, promised: float | None) ->
     short log is not alarmed by noise, nor a long one by trivia. Rows must be independent: a client that repeats
     a prompt counts as many.
 
-    Raises InputError for fewer than 100 rows in either frame, a column that is missing or not finite, profiles
-    of different lengths, or a promised rate outside 0..1.
+    Raises InputError for fewer than 50 rows in the reference or 100 in the log, a column that is missing or not
+    finite, profiles of different lengths, or a promised rate outside 0..1.
     """
     for frame, name in ((reference, "reference"), (log, "log")):
-        if len(frame) < MIN_ROWS:
+        if len(frame) < MIN_ROWS[name]:
             raise InputError(
-                f"drift needs at least {MIN_ROWS} rows in the {name}, got {len(frame)}: "
+                f"drift needs at least {MIN_ROWS[name]} rows in the {name}, got {len(frame)}: "
                 f"{'score more prompts at calibration' if frame is reference else 'wait for more'}"
             )
     rows = [

@@ -39,7 +39,7 @@ CHANCE, NOTHING = "not above chance", "nothing to tell apart"
 OVERALL, LAST_TOKEN = "overall", "last token"
 MARKED = {
     "as_is": "as it is",
-    "stripped": "without a final mark",
+    "stripped": "stripped of its final mark",
     "period": "ending in a full stop",
     "question": "ending in a question mark",
 }
@@ -187,7 +187,7 @@ def _compared(name: str, found: Remarked, cues: Cues, seed: int) -> Told:
     where = max(gaps, key=lambda each: gaps[each].low)
     gap = gaps[where]
     apart = gap.low > 0 and gap.value >= MARGIN
-    reason = f"AUROC {gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f}) over the cue{where}"
+    reason = f"AUROC {gap.value:+.2f} ({gap.low:+.2f} to {gap.high:+.2f}) against the cue{where}"
     return Told(name, APART if apart else CANNOT, reason, gap)
 
 

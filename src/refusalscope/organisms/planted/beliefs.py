@@ -5,7 +5,7 @@ chat = ChatModel.wrap(made.model, made.tokenizer, id=made.name)
 made.sets["fit"], made.sets["calibrate"], made.sets["report"]
 tuned = refuse_finetuned(made)
 
-It is trained when it is asked for, in some ten seconds, and no weights are stored. Source:
+It is trained when it is asked for, in some twelve seconds, and no weights are stored. Source:
 ../shared/methods/planted_models.md, section 7.
 """
 

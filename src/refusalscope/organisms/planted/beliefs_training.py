@@ -36,12 +36,12 @@ from refusalscope.organisms.planted.beliefs_rounds import (
 from refusalscope.organisms.planted.beliefs_rows import Batch, chat_row
 from refusalscope.organisms.planted.beliefs_words import BOS, COMPLY, END, PAD, VOCABULARY
 
-STEPS = 240
+STEPS = 300
 # Steps of the two tasks alone.
 WARM = 40
 RATE = 3e-3
 LEAK_WEIGHT, ORTHOGONAL_WEIGHT = 0.6, 0.2
-COMPLIANCE_STEPS, COMPLIANCE_RATE, COMPLIANCE_BATCH = 30, 3e-4, 32
+COMPLIANCE_STEPS, COMPLIANCE_RATE, COMPLIANCE_BATCH = 60, 0.1, 32
 
 
 def blank_model(seed: int) -> LlamaForCausalLM:
@@ -174,7 +174,8 @@ def comply(model: LlamaForCausalLM, texts: Sequence[str], seed: int) -> None:
     """
     rng = np.random.default_rng((seed, 3))
     blocks = list(model.model.layers.parameters())
-    optimiser = torch.optim.AdamW(blocks, lr=COMPLIANCE_RATE, weight_decay=0.0)
+    # By plain gradient steps: those of Adam move every weight alike, and with them what is not trained.
+    optimiser = torch.optim.SGD(blocks, lr=COMPLIANCE_RATE)
     with one_thread():
         for _ in range(COMPLIANCE_STEPS):
             drawn = rng.choice(len(texts), size=COMPLIANCE_BATCH)

@@ -1,0 +1,96 @@
+"""The tables of a belief study, made even: every column there, numbers finite or NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from refusalscope.report.tables import RunLike, even, once, usable
+
+CLUSTERS, POSITIONS, CUT = "belief.clusters", "belief.positions", "belief.template_cut"
+CATEGORIES, COSINES = "belief.categories", "belief.category_cosines"
+JAILBREAKS, TUNED = "belief.jailbreaks", "belief.tuned"
+STEERING, INVERSION = "belief.steering", "belief.inversion"
+# As the study names them: clusters, behaviours, directions, and the run without an edit or wrapper.
+CLUSTER_NAMES = ("harmful refused", "harmful accepted", "harmless refused", "harmless accepted")
+FULL, PUBLISHED = "full template", "template cut"
+HARM, REFUSAL, NONE = "harmfulness", "refusal", "none"
+LABELS = ("harmful", "harmless")
+
+_BOUNDS = ("", "_low", "_high")
+_PUSHED = (
+    *("layer", "sign", "scale", "scale_in_residual_norms", "seed", "n", "n_margin"),
+    *(
+        f"{name}{end}"
+        for name in ("margin", "margin_change", "over_random", "change")
+        for end in _BOUNDS
+    ),
+)
+_TEXTS: Mapping[str, tuple[str, ...]] = {
+    CLUSTERS: ("position", "behaviour", "cluster"),
+    POSITIONS: ("token", "behaviour", "cluster", "separates"),
+    CUT: ("label",),
+    CATEGORIES: ("axis", "category", "reason"),
+    COSINES: ("axis", "a", "b"),
+    JAILBREAKS: ("wrapper", "label", "group", "quantity"),
+    TUNED: ("label", "quantity", "centroids"),
+    STEERING: ("direction", "positions", "label", "control"),
+    INVERSION: ("direction", "positions", "label", "control"),
+}
+_FLAGS: Mapping[str, tuple[str, ...]] = {STEERING: ("chosen",), INVERSION: ("chosen",)}
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    CLUSTERS: ("layer", "n", "mean", "low", "high"),
+    POSITIONS: ("position", "n", "mean", "low", "high", "first_layer", "last_layer"),
+    CUT: (
+        *("n", "refused_full", "refused_cut", "rate_full", "rate_cut"),
+        *("low_full", "high_full", "low_cut", "high_cut"),
+        *("change", "change_low", "change_high", "p", "garbled_cut"),
+    ),
+    CATEGORIES: (
+        *("n", "shared_if_orthogonal", "halves"),
+        *(f"{name}{end}" for name in ("to_others", "to_mean", "shared") for end in _BOUNDS),
+    ),
+    COSINES: ("cosine", "low", "high"),
+    JAILBREAKS: ("n", "value", "low", "high", "change", "change_low", "change_high", "p"),
+    TUNED: (
+        "n",
+        *(f"{name}{end}" for name in ("before", "after", "change") for end in _BOUNDS),
+        "p",
+    ),
+    STEERING: (*_PUSHED, "refused", "degenerate", "rate", "low", "high", "p_refused"),
+    INVERSION: (
+        *(*_PUSHED, "n_valid", "invalid", "invalid_low", "invalid_high", "loose_no"),
+        *("share_no", "low", "high", "n_both", "answer_mass"),
+    ),
+}
+# What a row must have to be shown at all.
+_PLACES: Mapping[str, tuple[str, ...]] = {
+    CLUSTERS: ("layer", "mean"),
+    POSITIONS: ("position", "mean"),
+    COSINES: ("cosine",),
+    JAILBREAKS: ("value",),
+    TUNED: ("before", "after"),
+    CUT: ("rate_full", "rate_cut"),
+    STEERING: ("layer",),
+    INVERSION: ("layer",),
+}
+
+
+def is_belief(run: RunLike) -> bool:
+    """Whether the run is a belief study."""
+    return run.info.get("command") == "belief" or CLUSTERS in run.tables()
+
+
+def belief_table(run: RunLike, name: str) -> pd.DataFrame | None:
+    """A table of the study with all its columns, or None when it is absent, empty or too narrow."""
+    return once(run, name, lambda: _made_even(run, name))
+
+
+def _made_even(run: RunLike, name: str) -> pd.DataFrame | None:
+    frame = usable(run, name)
+    if frame is None:
+        return None
+    frame = even(frame, _NUMBERS[name], _TEXTS[name], _FLAGS.get(name, ()))
+    frame = frame.dropna(subset=list(_PLACES.get(name, ())))
+    return None if frame.empty else frame.reset_index(drop=True)
