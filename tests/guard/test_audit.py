@@ -220,7 +220,7 @@ def sourced(seed: int, n: int = 120):
 
 
 def test_a_source_left_out_is_scored_by_a_guard_that_never_saw_it():
-    fit, report = sourced(0), sourced(1, n=240)
+    fit, report = sourced(0), sourced(1)
     guard = stub_guard(StubChat(1.0, 0.2), fit)
     found = audit(guard, fit, report, seed=0)
     table = found.sources.set_index("source")
@@ -228,7 +228,7 @@ def test_a_source_left_out_is_scored_by_a_guard_that_never_saw_it():
     kept = [p for p in fit[0] if p.source == "known"]
     scored = [p for side in (fit[0], report[0]) for p in side if p.source == "foreign"]
     row = table.loc["foreign"]
-    assert (row["n_harmful"], row["n_harmless"]) == (len(scored), 240) == (180, 240)
+    assert (row["n_harmful"], row["n_harmless"]) == (len(scored), 120) == (120, 120)
 
     def states(side):
         sites = ["first row", "second row"]
@@ -237,7 +237,7 @@ def test_a_source_left_out_is_scored_by_a_guard_that_never_saw_it():
 
     axis = Head.fit("centred", states(kept), states(fit[1]))
     mine = axis.score(states(scored)).numpy(), axis.score(states(report[1])).numpy()
-    labels = np.repeat([1, 0], [180, 240])
+    labels = np.repeat([1, 0], [120, 120])
     assert row["auroc"] == pytest.approx(roc_auc_score(labels, np.concatenate(mine)), abs=1e-6)
     texts = [p.text for p in [*kept, *fit[1]]]
     grams = bag_score(
@@ -251,7 +251,7 @@ def test_a_source_left_out_is_scored_by_a_guard_that_never_saw_it():
     assert row["auroc"] < 0.6
     # Half of the harmful report prompts are those that the states do not show.
     assert 0.7 < table.loc["here", "auroc"] < 0.85
-    assert table.loc["here", "n_harmless"] == 180
+    assert table.loc["here", "n_harmless"] == 120
     assert 0 <= row["fpr"] <= 0.1
     assert table.loc[["here", "there"], "tpr"].between(0.3, 1).all()
     assert any(
