@@ -300,9 +300,12 @@ def test_without_a_key_only_loopback_is_listened_on_and_answered(server, monkeyp
         make_server(fitted(), ServeSettings(host="0.0.0.0"))
     monkeypatch.setenv(KEY_VARIABLE, "k")
     make_server(fitted(), ServeSettings(host="0.0.0.0"))
-    answer = server.http().get("/v1/models", headers={"host": "evil.example"})
-    assert answer.status_code == 403
-    assert server.http().get("/v1/models", headers={"host": "localhost:1"}).status_code == 200
+    for host, status in (
+        *(("evil.example", 403), ("127.0.0.1.evil.example", 403), ("[::1", 403), ("", 403)),
+        *(("localhost:1", 200), ("[::1]:8765", 200), ("127.0.0.1", 200)),
+    ):
+        answer = server.http().get("/v1/models", headers={"host": host})
+        assert answer.status_code == status, host
 
 
 def test_models_health_and_card(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refusalscope.report import write_report
+from report.fake_belief import write_fake_belief
 from report.fake_cliff import write_fake_cliff
 from report.fake_features import write_fake_features
 from report.fake_guard import write_fake_guard
@@ -73,3 +74,9 @@ def repair_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guard_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a finished fit of a guard."""
     return write_report(write_fake_guard(tmp_path_factory.mktemp("guard") / "run"))
+
+
+@pytest.fixture(scope="session")
+def belief_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a finished belief study."""
+    return write_report(write_fake_belief(tmp_path_factory.mktemp("belief") / "run"))

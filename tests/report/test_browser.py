@@ -36,6 +36,7 @@ N_FEATURES_PLOTS = 11
 N_CLIFF_PLOTS = 5
 N_REPAIR_PLOTS = 8
 N_GUARD_PLOTS = 9
+N_BELIEF_PLOTS = 12
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +148,14 @@ def test_the_page_of_a_features_run_draws_and_fits(
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize(
     ("name", "n"),
-    [("cliff", N_CLIFF_PLOTS), ("repair", N_REPAIR_PLOTS), ("guard", N_GUARD_PLOTS)],
+    [
+        ("cliff", N_CLIFF_PLOTS),
+        ("repair", N_REPAIR_PLOTS),
+        ("guard", N_GUARD_PLOTS),
+        ("belief", N_BELIEF_PLOTS),
+    ],
 )
-def test_the_pages_of_cliff_repair_and_guard_draw_and_fit(
+def test_the_pages_of_cliff_repair_guard_and_belief_draw_and_fit(
     visit, request: pytest.FixtureRequest, name: str, n: int, screen: str, scheme: str
 ):
     page = request.getfixturevalue(f"{name}_report")

@@ -6,13 +6,12 @@ import pandas as pd
 
 from refusalscope.report.belief_tables import (
     CLUSTERS,
-    HARM,
+    DIRECTIONS,
     INVERSION,
     LABELS,
     NONE,
     POSITIONS,
     PUBLISHED,
-    REFUSAL,
     STEERING,
     TUNED,
     belief_table,
@@ -118,7 +117,7 @@ def steered(run: RunLike) -> Statement | None:
     if table is None:
         return None
     said, moved = [], []
-    for direction in (HARM, REFUSAL):
+    for direction, name in DIRECTIONS.items():
         row = at_chosen(table, direction, "harmless")
         if row is None or not finite(row["over_random"]):
             continue
@@ -127,9 +126,9 @@ def steered(run: RunLike) -> Statement | None:
             row["rate"]
         )
         said.append(
-            f"{direction} at layer {whole(row['layer'])} moves the margin by {beyond} beyond random{rate}"
+            f"{name} at layer {whole(row['layer'])} moves the margin by {beyond} beyond random{rate}"
         )
-        moved += [direction] if row["over_random_low"] > 0 else []
+        moved += [name] if row["over_random_low"] > 0 else []
     if not said:
         return None
     short = f"{listed(moved)} steer{'s' * (len(moved) == 1)} refusal" if moved else ""
@@ -143,15 +142,15 @@ def answered(run: RunLike) -> Statement | None:
     if table is None:
         return None
     said, moved = [], []
-    for direction in (HARM, REFUSAL):
+    for direction, name in DIRECTIONS.items():
         row = at_chosen(table, direction, "harmless")
         if row is None or not finite(row["change"]):
             continue
         change = share_words(row["change"], row["change_low"], row["change_high"])
         said.append(
-            f"{direction} changes the share of No by {change}, {percent(row['invalid'])} invalid"
+            f"{name} changes the share of No by {change}, {percent(row['invalid'])} invalid"
         )
-        moved += [direction] if row["change_high"] < 0 or row["change_low"] > 0 else []
+        moved += [name] if row["change_high"] < 0 or row["change_low"] > 0 else []
     if not said:
         return None
     short = f"{listed(moved)} change{'s' * (len(moved) == 1)} the answer on harm" if moved else ""

@@ -15,7 +15,8 @@ STEERING, INVERSION = "belief.steering", "belief.inversion"
 # As the study names them: clusters, behaviours, directions, and the run without an edit or wrapper.
 CLUSTER_NAMES = ("harmful refused", "harmful accepted", "harmless refused", "harmless accepted")
 FULL, PUBLISHED = "full template", "template cut"
-HARM, REFUSAL, NONE = "harmfulness", "refusal", "none"
+HARM, REFUSAL, NONE = "harm", "refuse", "none"
+DIRECTIONS = {HARM: "harmfulness", REFUSAL: "refusal"}
 LABELS = ("harmful", "harmless")
 
 _BOUNDS = ("", "_low", "_high")
@@ -66,7 +67,7 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
 }
 # What a row must have to be shown at all.
 _PLACES: Mapping[str, tuple[str, ...]] = {
-    CLUSTERS: ("layer", "mean"),
+    CLUSTERS: ("layer", "n"),
     POSITIONS: ("position", "mean"),
     COSINES: ("cosine",),
     JAILBREAKS: ("value",),

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from refusalscope.report.belief_rules import BELIEF_RULES
 from refusalscope.report.cliff_rules import CLIFF_RULES
 from refusalscope.report.content import Figure, Section, Table, Trails
 from refusalscope.report.features_rules import FEATURES_RULES
@@ -39,6 +40,7 @@ TITLES = {
     "cliff": "Refusal cliff of",
     "repair": "Repair of",
     "cliff rank": "Rows to repair",
+    "belief": "What it believes and what it does:",
     "guard fit": "Belief guard of",
     "guard score": "Prompts scored by the belief guard of",
     "guard drift": "Drift of the belief guard of",
@@ -49,6 +51,7 @@ RULES_OF = {
     "cliff": CLIFF_RULES,
     "repair": REPAIR_RULES,
     "cliff rank": REPAIR_RULES,
+    "belief": BELIEF_RULES,
     **dict.fromkeys(GUARDS, GUARD_RULES),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.report import rules
+from refusalscope.report.belief_rules import belief_statements
 from refusalscope.report.cliff_rules import cliff_statements
 from refusalscope.report.features_rules import features_statements
 from refusalscope.report.features_worries import few_flips
@@ -41,6 +42,9 @@ def verdict(run: RunLike) -> list[Statement]:
         return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
     if run.info.get("command") in ("repair", RANKING):
         said, unsaid = repair_statements(run)
+        return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
+    if run.info.get("command") == "belief":
+        said, unsaid = belief_statements(run)
         return [*said, _last(concerns[:MAX_WORRIES], unsaid)]
     if run.info.get("command") in GUARDS:
         said, unsaid = guard_statements(run)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from refusalscope.report.belief_rules import belief_worries
 from refusalscope.report.cliff_worries import cliff_worries
 from refusalscope.report.features_worries import features_worries
 from refusalscope.report.guard_worries import guard_worries
@@ -35,6 +36,7 @@ def worries(run: RunLike) -> list[Statement]:
         *cliff_worries(run),
         *repair_worries(run),
         *guard_worries(run),
+        *belief_worries(run),
         warned(run.info),
     ]
     return [statement for statement in found if statement is not None]

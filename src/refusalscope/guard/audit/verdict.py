@@ -1,7 +1,7 @@
 """Whether a belief score can be told from cues that are not harm, and what decides it.
 
-The final mark and the last token can be made equal by hand, so an experiment decides: every prompt is scored
-without a mark, with a full stop and with a question mark. There the cue says nothing and has an AUROC of 0.5,
+The final mark can be made equal by hand, and with it the last token, so an experiment decides: every prompt is
+scored without a mark, with a full stop and with a question mark. There the cue says nothing and has an AUROC of 0.5,
 and what is left is the score's own. The prompts as they are can neither convict nor acquit: where the labels
 have different marks, an honest score and one that reads the mark both reach 1, and a score that reads the mark
 and a little more beats the mark. A score cannot be told from the cue when, at the worst mark, its AUROC is not
@@ -16,6 +16,7 @@ reaches 1 cannot be beaten: harder prompts are needed, and until then nothing is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,9 @@ MARKED = {
 }
 # Share of its distance from chance that a score must keep when a cue is made equal.
 KEPT = 0.5
+# Share of prompts with the commonest last token from which that token counts as equal in all (a tokenizer
+# merges some marks with what stands before them).
+ONE_TOKEN = 0.95
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,11 @@ def learn_cues(
 def judge_cues(found: Remarked, cues: Cues, seed: int) -> list[Told]:
     """A verdict for each cue, the final mark first."""
     own = auroc(found.harmful, found.scores["as_is"], seed=seed)
-    one_token = [name for name, tokens in found.tokens.items() if len(set(tokens)) == 1]
+    one_token = [
+        name
+        for name, tokens in found.tokens.items()
+        if max(Counter(tokens).values()) >= ONE_TOKEN * len(tokens)
+    ]
     equal = {MARK: [name for name in found.scores if name != "as_is"], LAST_TOKEN: one_token}
     told = []
     for name in (MARK, *(each for each in cues.as_is if each != MARK)):

@@ -114,7 +114,7 @@ class Engine:
             raise Fault(
                 503, "the server is stopping; send the request to another.", code="stopping"
             )
-        if False:
+        if self.depth >= self.settings.queue:
             raise Fault(
                 429,
                 f"{self.settings.queue} requests wait already; send it again a little later.",

@@ -68,8 +68,7 @@ class Gate:
     def _check_caller(self, headers: dict[bytes, bytes]) -> None:
         if self.key is None:
             # Without a key, a page of another site must not reach the server by a name of its own.
-            host = headers.get(b"host", b"").decode("latin-1")
-            if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            if not is_loopback(_host(headers)):
                 raise Fault(
                     403,
                     f"without a key the server answers loopback names only; set {KEY_VARIABLE}.",
@@ -121,6 +120,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _host(headers: dict[bytes, bytes]) -> str:
+    """The host that a request names, without its port; empty where that is none."""
+    try:
+        return urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _too_large(most: int) -> Fault:

@@ -73,7 +73,6 @@ class ModerationRequest(Strict):
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(min_length=1)]
-    name: str | None = None
 
 
 class Mode(Strict):
@@ -94,7 +93,6 @@ class Moderated(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool = False
-    include_obfuscation: bool | None = None
 
 
 class ChatRequest(Strict):

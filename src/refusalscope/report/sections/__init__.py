@@ -11,6 +11,7 @@ from collections.abc import Callable
 from refusalscope.report.content import Section
 from refusalscope.report.sections.behaviour import behaviour
 from refusalscope.report.sections.belief import belief
+from refusalscope.report.sections.belief_study import belief_clusters, belief_more, belief_pushes
 from refusalscope.report.sections.cliff import cliff, cliff_heads
 from refusalscope.report.sections.directions import directions
 from refusalscope.report.sections.features import (
@@ -50,6 +51,9 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     cliff,
     cliff_heads,
     repair,
+    belief_clusters,
+    belief_pushes,
+    belief_more,
     guard,
     guard_shortcuts,
     guard_use,

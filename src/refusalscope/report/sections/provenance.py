@@ -89,6 +89,19 @@ LIMITS_OF_REPAIR = (
     "Prompts, thinking and replies are not shown; only ids, categories and scores are.",
 )
 
+LIMITS_OF_BELIEF = (
+    "Intervals cover the choice of prompts, not other chat templates, system prompts, languages or phrasings "
+    "of the request.",
+    "A state that is nearer to harmful prompts is read as belief; that the model believes anything is a "
+    "reading, not a measurement.",
+    "Harmful and harmless prompts differ in more than harm; what cues that are not harm can do is audited "
+    "where a guard is fitted.",
+    "Directions are differences of means at one position and layer; others may do as much.",
+    "Answers to the question of harm are read by the published rule, which takes a word for an answer.",
+    "Edits were made in memory for measuring; no edited weights leave the run.",
+    "Prompts and replies are not shown; only ids, categories and scores are.",
+)
+
 LIMITS_OF_GUARD = (
     "Nothing is claimed beyond the prompts, sources, final marks and wrappers of this page: attacks that "
     "rewrite a prompt against the states of the model are known, and none was tried.",
@@ -129,6 +142,7 @@ def limits(run: RunLike) -> Section | None:
         "cliff": LIMITS_OF_CLIFF,
         "repair": LIMITS_OF_REPAIR,
         "cliff rank": LIMITS_OF_REPAIR,
+        "belief": LIMITS_OF_BELIEF,
         **dict.fromkeys(GUARDS, LIMITS_OF_GUARD),
     }
     items = others.get(str(run.info.get("command")), LIMITS)
