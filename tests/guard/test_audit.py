@@ -14,6 +14,7 @@ from guard.stub import StubChat, prompts, sides, stub_guard
 from refusalscope.errors import InputError
 from refusalscope.guard.audit import audit
 from refusalscope.guard.audit.failures import known_failures
+from refusalscope.guard.audit.refit import Refit
 from refusalscope.guard.heads import Head
 from refusalscope.prompts import WRAPPERS, punctuation_variants
 from refusalscope.stats import clopper_pearson
@@ -276,6 +277,25 @@ def test_too_few_prompts_for_a_threshold_or_an_axis_are_said_so():
     assert notes["foreign"] == "only 5 harmful fit prompts are of other sources"
     assert notes["known"] == "no threshold: 20 harmless prompts are left, 59 needed"
     assert np.isnan(found.sources.set_index("source").loc["known", "tpr"])
+
+
+def test_an_axis_fitted_again_is_the_guards_own_and_scores_conversations_as_it_does():
+    fit = sides(BARE, STOP, 0)
+    guard = stub_guard(StubChat(1.0, 1.0), fit, match_punctuation=True)
+    harmful, harmless = sides(MIXED, MIXED, 1, n=10)
+    asked = [
+        replace(now, history=(("user", before.text), ("assistant", "Sure.")))
+        for before, now in [
+            *zip(harmful, harmless, strict=True),
+            *zip(harmless, harmful, strict=True),
+        ]
+    ]
+    refit = Refit(guard)
+    axis = refit.axis(*fit, "instruction_last")
+    found = refit.scores(axis, [*asked, *harmless], "instruction_last")
+    assert found == pytest.approx(guard.decision_function([*asked, *harmless]))
+    # One harmful turn is enough, wherever it stands.
+    assert found[:20].min() > found[20:].max()
 
 
 def failing(alpha: float | None = 0.05, **tables) -> list[str]:

@@ -35,11 +35,16 @@ def test_every_path_of_the_description_is_called(api):
     assert set(api.raw_schema["paths"]) == {path for path, _ in CALLS}
 
 
-@pytest.mark.parametrize("mode", ["positive", "negative"])
-@pytest.mark.parametrize(("path", "method"), CALLS)
+# A route without parameters has no wrong ones.
+DRAWN = [
+    (path, method, mode)
+    for path, method in CALLS
+    for mode in (("positive", "negative") if method == "POST" else ("positive",))
+]
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), DRAWN)
 def test_no_call_fails_the_server(api, path, method, mode):
-    if mode == "negative" and method == "GET":
-        pytest.skip("a route without parameters has no wrong ones")
     operation = api[path][method]
     statuses = set()
 

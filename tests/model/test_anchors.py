@@ -217,3 +217,13 @@ def test_a_real_byte_pair_tokenizer_is_located_to_the_character(shared):
         template = tokenizer.decode(list(rendered.ids[last + 1 :]))
         assert template == "<|im_end|>\n<|im_start|>assistant\n"
         assert not rendered.boundary_merge
+
+
+def test_a_request_that_is_no_token_is_told():
+    """A tokenizer that strips a character leaves nothing of a request made of it."""
+    from tokenizers import normalizers
+
+    plain = tiny.tokenizer()
+    plain.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(InputError, match="makes no token of the request of prompt 'void'"):
+        render(Prompt("void", "\u200b\u200b"), plain)

@@ -212,7 +212,11 @@ def _pushed(rng: np.random.Generator, rules: tuple[str, ...], what: Any) -> pd.D
         for direction in ("harm", "refuse"):
             for rule in rules:
                 for layer in range(1, LAYERS):
-                    gain = sign * 4.0 * np.exp(-((layer - CHOSEN) ** 2) / 2)
+                    gain = (
+                        sign
+                        * (4.0 if direction == "harm" else 2.5)
+                        * np.exp(-((layer - CHOSEN) ** 2) / 2)
+                    )
                     cell = _cell(direction, rule, layer, label, "direction", -1)
                     rows.append(cell | what(min(0.95, 0.1 + abs(gain) / 5), True) | _effect(gain))
                     for seed in range(3):

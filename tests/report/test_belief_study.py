@@ -103,9 +103,9 @@ def test_the_verdict_says_belief_steering_answers_and_tuning():
         "Belief of harm is apart from refusal: at the last token of the request harmful prompts that were "
         "accepted score 0.100 (0.080 to 0.120; n = 14)",
         "harmfulness at layer 3 moves the margin by 4.00 (3.60 to 4.40) beyond random",
-        "harmfulness changes the share of No by",
+        "harmfulness on tokens before the question changes the share of No by",
         "fine-tuning moves refused by",
-        "it was not shown to move delta_harmful by",
+        "it was not shown to move delta_harmful (",
         "it moves delta_refuse by",
     ):
         assert part in text
@@ -149,7 +149,7 @@ def test_a_study_without_a_tuned_model_says_so(quick):
     assert tuned(BeliefTables(tables)) is None
 
 
-def test_the_clusters_are_drawn_from_their_table_dashed_where_they_go_against_their_label(
+def test_the_clusters_are_drawn_from_their_table_dotted_where_they_go_against_their_label(
     page: Page,
 ):
     spec = page.figures()["figure-belief-clusters-1"]
@@ -164,7 +164,7 @@ def test_the_clusters_are_drawn_from_their_table_dashed_where_they_go_against_th
         ]
         assert line["y"] == mine["mean"].round(5).tolist()
         assert line["line"]["dash"] == (
-            "dash" if name in ("harmful accepted", "harmless refused") else "solid"
+            "dot" if name in ("harmful accepted", "harmless refused") else "solid"
         )
 
 

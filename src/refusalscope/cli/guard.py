@@ -200,7 +200,13 @@ def serve(
     from refusalscope.guarding import open_guard
 
     bound = open_guard(folder, model, dtype=dtype, device=device, device_map=device_map)
-    run_server(bound, settings or ServeSettings())
+    given = settings or ServeSettings()
+    card = folder / "card.html"
+    if given.card is None and card.is_file():
+        given = given.model_copy(update={"card": card})
+    where = f"http://{given.host}:{given.port}"
+    SESSION.out.print(f"serving {bound.chat_.id} at {where}, playground at {where}/playground")
+    run_server(bound, given)
 
 
 @guard.command(

@@ -124,8 +124,12 @@ def render(prompt: Prompt, tokenizer: Any, max_length: int | None = None) -> Ren
             f"prompt {prompt.id!r} is {len(ids)} tokens long, the model takes {max_length}; "
             f"shorten it (nothing is truncated silently)"
         )
-    last = max(i for i, (a, b) in enumerate(spans) if a < stop and b > start and b > a)
-    first = min(i for i, (a, b) in enumerate(spans) if a < stop and b > start and b > a)
+    inside = [i for i, (a, b) in enumerate(spans) if a < stop and b > start and b > a]
+    if not inside:
+        raise InputError(
+            f"the tokenizer makes no token of the request of prompt {prompt.id!r}; write it in other characters"
+        )
+    first, last = inside[0], inside[-1]
     word = [
         i
         for i in range(first, last + 1)

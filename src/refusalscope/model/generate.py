@@ -105,7 +105,7 @@ def _generate_batch(
 ) -> list[list[int]]:
     device = anatomy.device
     width = max(len(prompt.ids) for prompt in prompts)
-    ends = _end_tokens(anatomy, tokenizer)
+    ends = end_tokens(anatomy, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     shifts = [width - len(prompt.ids) for prompt in prompts]
     ids = [[pad] * shift + list(prompt.ids) for shift, prompt in zip(shifts, prompts, strict=True)]
@@ -198,7 +198,8 @@ def _generation_config(model: Any, plain: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
-def _end_tokens(anatomy: Anatomy, tokenizer: Any) -> list[int]:
+def end_tokens(anatomy: Anatomy, tokenizer: Any) -> list[int]:
+    """Tokens that end a reply, of the checkpoint's settings and of its tokenizer; [-1] where there is none."""
     configured = anatomy.model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     ends = [end for end in [*ends, tokenizer.eos_token_id] if end is not None]

@@ -7,14 +7,16 @@ import pandas as pd
 from refusalscope.report.belief_tables import (
     CLUSTERS,
     DIRECTIONS,
+    ENOUGH,
     INVERSION,
     LABELS,
     NONE,
     POSITIONS,
-    PUBLISHED,
+    RULES,
     STEERING,
     TUNED,
     belief_table,
+    sorted_by,
 )
 from refusalscope.report.numbers import (
     NBSP,
@@ -30,8 +32,6 @@ from refusalscope.report.numbers import (
 from refusalscope.report.rules import Statement
 from refusalscope.report.tables import Row, RunLike, records
 
-# A cluster of fewer prompts earns no word, as the study has it.
-ENOUGH = 8
 # Shares from which answers that cannot be read, and degenerate replies, are a concern.
 UNREAD, BROKEN = 0.5, 0.1
 BELIEF_RULES = (
@@ -63,8 +63,8 @@ def apart(run: RunLike) -> Statement | None:
     if table is None:
         return None
     here = table[table["position"] == 0]
-    behaviour = PUBLISHED if PUBLISHED in set(here["behaviour"]) else None
-    here = here if behaviour is None else here[here["behaviour"] == behaviour]
+    behaviour = sorted_by(here)
+    here = here[here["behaviour"] == behaviour]
     rows = {row["cluster"]: row for row in records(here)}
     accepted, refused = rows.get("harmful accepted"), rows.get("harmless refused")
     links = ("figure-belief-positions", "figure-belief-clusters")
@@ -72,6 +72,7 @@ def apart(run: RunLike) -> Statement | None:
         return None
     text = f"at the last token of the request harmful prompts that were accepted score {_mean(accepted)} and "
     text += f"harmless ones that were refused {_mean(refused)}"
+    text += f", sorted by what the model does with the {behaviour}"
     known = min(accepted["n"], refused["n"]) >= ENOUGH
     word = str(accepted["separates"]) if known else "unknown"
     openings = {
@@ -100,10 +101,11 @@ def _mean(row: Row) -> str:
     return f"{decimal(row['mean'], 3)} ({span(row['low'], row['high'], 3)}; n = {whole(row['n'])})"
 
 
-def at_chosen(table: pd.DataFrame, direction: str, label: str) -> Row | None:
-    """The row of a direction at its chosen layer; the first rule of positions where there are several."""
+def at_chosen(table: pd.DataFrame, direction: str, label: str, rule: str = "all") -> Row | None:
+    """The row of a direction at its chosen layer under a rule of positions; None where there is none."""
     mine = table[
         (table["direction"] == direction)
+        & (table["positions"] == rule)
         & (table["label"] == label)
         & (table["control"] == "direction")
         & table["chosen"]
@@ -142,19 +144,21 @@ def answered(run: RunLike) -> Statement | None:
     if table is None:
         return None
     said, moved = [], []
-    for direction, name in DIRECTIONS.items():
-        row = at_chosen(table, direction, "harmless")
-        if row is None or not finite(row["change"]):
-            continue
-        change = share_words(row["change"], row["change_low"], row["change_high"])
-        said.append(
-            f"{name} changes the share of No by {change}, {percent(row['invalid'])} invalid"
-        )
-        moved += [name] if row["change_high"] < 0 or row["change_low"] > 0 else []
+    for rule, where in RULES.items():
+        for direction, name in DIRECTIONS.items():
+            row = at_chosen(table, direction, "harmless", rule)
+            if row is None or not finite(row["change"]):
+                continue
+            change = share_words(row["change"], row["change_low"], row["change_high"])
+            said.append(f"{name} on {where} changes the share of No by {change}")
+            away = row["change_high"] < 0 or row["change_low"] > 0
+            moved += [name] if away and name not in moved else []
     if not said:
         return None
     short = f"{listed(moved)} change{'s' * (len(moved) == 1)} the answer on harm" if moved else ""
-    text = f"Asked whether a harmless prompt could harm, {'; '.join(said)}"
+    invalid = percent(table.loc[table["label"] == "harmless", "invalid"].max())
+    text = f"Asked whether a harmless prompt could harm, {'; '.join(said)}; at most {invalid} of answers are "
+    text += "invalid"
     return Statement(f"{text}.", short, "plain", ("figure-belief-inversion",))
 
 
@@ -167,9 +171,12 @@ def tuned(run: RunLike) -> Statement | None:
     said = []
     for row in records(mine.dropna(subset=["change"])):
         moved = row["change_low"] > 0 or row["change_high"] < 0
-        verb = "moves" if moved else "was not shown to move"
-        bounds = f"{decimal(row['change'])} ({span(row['change_low'], row['change_high'])})"
-        said.append(f"{verb} {row['quantity']} by {bounds}")
+        change, bounds = decimal(row["change"]), span(row["change_low"], row["change_high"])
+        said.append(
+            f"moves {row['quantity']} by {change} ({bounds})"
+            if moved
+            else f"was not shown to move {row['quantity']} ({change}, {bounds})"
+        )
     if not said:
         return None
     text = f"On harmful prompts fine-tuning {'; it '.join(said)}"
@@ -183,11 +190,13 @@ def belief_worries(run: RunLike) -> list[Statement]:
 
 
 def thin(run: RunLike) -> Statement | None:
-    """Clusters with too few prompts."""
+    """Clusters with too few prompts by the behaviour that sorts them."""
     table = belief_table(run, CLUSTERS)
     if table is None:
         return None
-    few = table[table["n"] < ENOUGH].drop_duplicates("cluster")
+    mine = table[table["position"] == "t_inst"]
+    mine = mine[mine["behaviour"] == sorted_by(mine)]
+    few = mine[mine["n"] < ENOUGH].drop_duplicates("cluster")
     if few.empty:
         return None
     names = [f"{row['cluster']} {whole(row['n'])}" for row in records(few)]

@@ -19,6 +19,11 @@ HARM, REFUSAL, NONE = "harm", "refuse", "none"
 DIRECTIONS = {HARM: "harmfulness", REFUSAL: "refusal"}
 LABELS = ("harmful", "harmless")
 
+# Rules of positions of the reply inversion, the published one of harmfulness first.
+RULES = {"before_question": "tokens before the question", "all": "all tokens"}
+# A cluster of fewer prompts earns no word, as the study has it.
+ENOUGH = 8
+
 _BOUNDS = ("", "_low", "_high")
 _PUSHED = (
     *("layer", "sign", "scale", "scale_in_residual_norms", "seed", "n", "n_margin"),
@@ -68,7 +73,7 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
 # What a row must have to be shown at all.
 _PLACES: Mapping[str, tuple[str, ...]] = {
     CLUSTERS: ("layer", "n"),
-    POSITIONS: ("position", "mean"),
+    POSITIONS: ("position", "n"),
     COSINES: ("cosine",),
     JAILBREAKS: ("value",),
     TUNED: ("before", "after"),
@@ -95,3 +100,13 @@ def _made_even(run: RunLike, name: str) -> pd.DataFrame | None:
     frame = even(frame, _NUMBERS[name], _TEXTS[name], _FLAGS.get(name, ()))
     frame = frame.dropna(subset=list(_PLACES.get(name, ())))
     return None if frame.empty else frame.reset_index(drop=True)
+
+
+def sorted_by(rows: pd.DataFrame) -> str:
+    """The behaviour that sorts prompts into clusters: the published one, unless its clusters are too small.
+
+    Where no behaviour fills every cluster, the published one is taken if it is there.
+    """
+    known = [name for name in (PUBLISHED, FULL) if (rows["behaviour"] == name).any()]
+    full = [name for name in known if rows.loc[rows["behaviour"] == name, "n"].min() >= ENOUGH]
+    return next(iter([*full, *known]), FULL)

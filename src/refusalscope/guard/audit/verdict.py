@@ -1,12 +1,12 @@
 """Whether a belief score can be told from cues that are not harm, and what decides it.
 
 The final mark can be made equal by hand, and with it the last token, so an experiment decides: every prompt is
-scored without a mark, with a full stop and with a question mark. There the cue says nothing and has an AUROC of 0.5,
-and what is left is the score's own. The prompts as they are can neither convict nor acquit: where the labels
-have different marks, an honest score and one that reads the mark both reach 1, and a score that reads the mark
-and a little more beats the mark. A score cannot be told from the cue when, at the worst mark, its AUROC is not
-above 0.5 or keeps less than half of its distance from 0.5; it leans on the cue when it is shown to lose more
-than 0.02 there.
+scored without a mark, with a full stop and with a question mark. There the cue says nothing, has an AUROC of
+0.5, and what is left is the score's own. The prompts as they are can neither convict nor acquit: where the
+labels have different marks, an honest score and one that reads the mark both reach 1, and a score that reads
+the mark and a little more beats the mark. A score cannot be told from the cue when, at the worst mark, its
+AUROC is not above 0.5 or keeps less than half of its distance from 0.5; it leans on the cue when it is shown to
+lose more than 0.02 there.
 
 Words, n-grams, the last word and the length cannot be made equal, so a comparison decides: belief must beat the
 cue by 0.02 or more with an interval above 0 (paired bootstrap of the AUROC difference). Since n-grams see

@@ -15,7 +15,7 @@ from refusalscope.guard.serve.faults import Fault, unforeseen
 from refusalscope.guard.serve.reply import Began, Ended, Order, Piece, Reply
 from refusalscope.model import Rendered
 from refusalscope.model.anchors import render
-from refusalscope.model.generate import _end_tokens
+from refusalscope.model.generate import end_tokens
 from refusalscope.prompts import Prompt
 
 
@@ -28,7 +28,7 @@ class Writer:
         self.guard, self.reader, self.point = guard, reader, point
         self.max_new_tokens = max_new_tokens
         chat = guard.chat_
-        self.ends = _end_tokens(chat.anatomy, chat.tokenizer)
+        self.ends = end_tokens(chat.anatomy, chat.tokenizer)
         self.context = context_of(guard)
 
     def begin(self, order: Order) -> tuple[Reply, Began]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusalscope.report.belief_tables import CLUSTER_NAMES, FULL, PUBLISHED
+from refusalscope.report.belief_tables import CLUSTER_NAMES, sorted_by
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
 from refusalscope.report.numbers import (
@@ -24,25 +24,22 @@ from refusalscope.report.numbers import (
 from refusalscope.report.palette import LIGHT
 from refusalscope.report.tables import Row, records
 
-# Role of a cluster's label; a cluster that goes against its label is dashed.
+# Role of a cluster's label; a cluster that goes against its label is dotted.
 ROLES = dict(zip(CLUSTER_NAMES, ("harmful", "harmful", "harmless", "harmless"), strict=True))
-DASHED = ("harmful accepted", "harmless refused")
-AGAINST = {True: "dash", False: "solid"}
+DOTTED = ("harmful accepted", "harmless refused")
+AGAINST = {True: "dot", False: "solid"}
 ENDS = {"t_inst": "At the end of the request", "t_post": "At the end of the prompt"}
 
 
 def clusters_figure(table: pd.DataFrame) -> Figure | None:
     """Mean score of each cluster by layer at both positions; None without any."""
-    shown = table.dropna(subset=["mean"])
-    panels = []
+    panels, shown = [], []
     for position, title in ENDS.items():
-        mine = shown[shown["position"] == position]
-        if mine.empty:
-            continue
-        behaviour = PUBLISHED if (mine["behaviour"] == PUBLISHED).any() else FULL
-        rows = mine[mine["behaviour"] == behaviour]
-        if not rows.empty:
+        mine = table[table["position"] == position]
+        rows = mine[mine["behaviour"] == sorted_by(mine)]
+        if rows["mean"].notna().any():
             panels.append(_panel(rows, "layer", "layer", title, {}))
+            shown.append(rows)
     if not panels:
         return None
     return Figure(
@@ -52,22 +49,18 @@ def clusters_figure(table: pd.DataFrame) -> Figure | None:
         panels,
         "Above 0: the state is nearer to harmful prompts that were refused; below: to harmless ones that were "
         "answered. At the end of the request lines of one colour should stay together, which is belief of "
-        "harm; at the end of the prompt lines of one behaviour should, which is refusal. Dashed lines are the "
+        "harm; at the end of the prompt lines of one behaviour should, which is refusal. Dotted lines are the "
         "prompts that behave against their label.",
-        f"{_counts(shown)}; behaviour at the end of the request is without the template where that was "
-        f"measured; report split, bands are 95{NBSP}% bootstrap intervals.",
+        f"{_counts(pd.concat(shown))}; sorted by what the model does without the template's end where that "
+        f"fills every cluster, else with it; report split, bands are 95{NBSP}% bootstrap intervals.",
         keys=_keys(),
     )
 
 
 def positions_figure(table: pd.DataFrame) -> Figure | None:
     """Mean score of each cluster token by token around the end of the request; None without any."""
-    behaviours = {0: (PUBLISHED, FULL), 1: (FULL,)}
-    parts = []
-    for after, names in behaviours.items():
-        mine = table[(table["position"] > 0) == bool(after)]
-        name = next((each for each in names if (mine["behaviour"] == each).any()), None)
-        parts.append(mine[mine["behaviour"] == name])
+    sides = (table[table["position"] <= 0], table[table["position"] > 0])
+    parts = [side[side["behaviour"] == sorted_by(side)] for side in sides]
     shown = pd.concat(parts)
     if shown.empty:
         return None
@@ -94,13 +87,17 @@ def positions_figure(table: pd.DataFrame) -> Figure | None:
 def _token(row: Row) -> str:
     place = int(row["position"])
     name = safe(row["token"], 14) if row["token"].strip() else ""
-    return "request end" if place == 0 else name or f"{place:+d}"
+    return "request end" if place == 0 else name or decimal(place, 0)
 
 
 def _counts(table: pd.DataFrame) -> str:
-    sizes = table.groupby("cluster")["n"].max()
-    known = [f"{name} {whole(sizes[name])}" for name in CLUSTER_NAMES if name in sizes]
-    return f"n = {', '.join(known)}"
+    """Prompts of each cluster, by each behaviour that sorts them."""
+    said = []
+    for behaviour, part in table.groupby("behaviour", sort=False):
+        sizes = part.groupby("cluster")["n"].max()
+        known = [f"{name} {whole(sizes[name])}" for name in CLUSTER_NAMES if name in sizes]
+        said.append(f"{', '.join(known)} ({behaviour})")
+    return f"n = {'; '.join(said)}"
 
 
 def _keys() -> list[Key]:
@@ -127,7 +124,7 @@ def _panel(table: pd.DataFrame, x: str, x_title: str, title: str, ticks: dict[in
             line={
                 "color": LIGHT[ROLES[name]],
                 "width": 2,
-                "dash": AGAINST[name in DASHED],
+                "dash": AGAINST[name in DOTTED],
             },
             marker={"color": LIGHT[ROLES[name]], "size": 5},
             text=[

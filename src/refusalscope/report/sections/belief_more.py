@@ -63,7 +63,7 @@ def jailbreaks_figure(table: pd.DataFrame) -> Figure | None:
                 "line": {"color": LIGHT[label], "width": 2},
             },
             text=[safe(name, 18) if name != NONE else "bare" for name in names],
-            textposition="top center",
+            textposition="top right" if label == "harmful" else "bottom right",
             textfont={"size": 11, "color": LIGHT["muted"]},
             error_x=_bars(rows, AXES[0], label),
             error_y=_bars(rows, AXES[1], label),

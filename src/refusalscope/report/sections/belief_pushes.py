@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusalscope.report.belief_tables import DIRECTIONS, HARM, LABELS, NONE
+from refusalscope.report.belief_tables import DIRECTIONS, HARM, LABELS, NONE, RULES
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
 from refusalscope.report.numbers import (
+    ABSENT,
     NBSP,
     decimal,
     finite,
@@ -25,7 +26,6 @@ from refusalscope.report.tables import Row, records
 
 MAX_ROWS = 80
 ROLES = {HARM: "harmful", "refuse": "direction"}
-RULES = {"all": "all tokens", "before_question": "tokens before the question"}
 KEYS = [
     Key("area harmful", "harmfulness added"),
     Key("area direction", "refusal added"),
@@ -195,10 +195,9 @@ def steering_table(table: pd.DataFrame) -> Table:
                 Cell(percent(row["rate"]), number=True, below=rate_span(row["low"], row["high"])),
                 _change(row),
                 Cell(whole(row["degenerate"]), number=True),
-                Cell(
+                _interval(
                     decimal(row["over_random"]),
-                    number=True,
-                    below=span(row["over_random_low"], row["over_random_high"]),
+                    span(row["over_random_low"], row["over_random_high"]),
                 ),
             )
             for row in records(_main(table))
@@ -264,12 +263,14 @@ def _kind(row: Row) -> str:
 def _where(row: Row) -> tuple[Cell, Cell]:
     bare = row["direction"] == NONE
     return (
-        Cell("\u2013" if bare else whole(row["layer"]), number=True),
-        Cell("\u2013" if bare else decimal(row["scale_in_residual_norms"]), number=True),
+        Cell(ABSENT if bare else whole(row["layer"]), number=True),
+        Cell(ABSENT if bare else decimal(row["scale_in_residual_norms"]), number=True),
     )
 
 
 def _change(row: Row) -> Cell:
-    return Cell(
-        share(row["change"]), number=True, below=share_span(row["change_low"], row["change_high"])
-    )
+    return _interval(share(row["change"]), share_span(row["change_low"], row["change_high"]))
+
+
+def _interval(value: str, interval: str) -> Cell:
+    return Cell(value, number=True, below="" if interval == ABSENT else interval)
