@@ -7,8 +7,9 @@ import pytest
 
 from refusalscope.guard import drift as drift_module
 from refusalscope.guard.audit import verdict as audit_verdict
-from refusalscope.report import guard_rules
-from refusalscope.report.guard_rules import flags, moved, shortcut_word, told, wrapped
+from refusalscope.report import guard_shortcuts
+from refusalscope.report.guard_rules import flags, moved, wrapped
+from refusalscope.report.guard_shortcuts import shortcut_word, told
 from refusalscope.report.guard_worries import guard_worries
 from refusalscope.report.numbers import NBSP
 from refusalscope.report.sections.guard_drift import MOVED, WATCHED
@@ -119,10 +120,10 @@ def test_the_words_of_the_audit_become_a_headline(word, short, tone):
 
 
 def test_the_words_are_those_that_the_audit_and_drift_write():
-    assert audit_verdict.APART == guard_rules.APART
-    assert guard_rules.LEANS in audit_verdict.LEANS
-    assert audit_verdict.CANNOT.startswith(guard_rules.CANNOT)
-    assert audit_verdict.CHANCE == guard_rules.CHANCE_ITSELF
+    assert audit_verdict.APART == guard_shortcuts.APART
+    assert guard_shortcuts.LEANS in audit_verdict.LEANS
+    assert audit_verdict.CANNOT.startswith(guard_shortcuts.CANNOT)
+    assert audit_verdict.CHANCE == guard_shortcuts.CHANCE_ITSELF
     assert (WATCHED, MOVED) == (
         drift_module.PSI_WATCH,
         drift_module.PSI_DRIFTED,

@@ -135,7 +135,11 @@ def sources(record: GuardFile) -> Part:
         "Sources",
         [f"{told}.", f"Final marks: {how}."],
         [
-            Rows("Sources of the prompts of the fit", ("label", "source", "prompts in it", "licence", "sha256"), rows),
+            Rows(
+                "Sources of the prompts of the fit",
+                ("label", "source", "prompts in it", "licence", "sha256"),
+                rows,
+            ),
             Rows("Final marks of the prompts of the fit", ("label", "marks"), marks),
         ],
     )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from refusalscope.report.guard_shortcuts import told
 from refusalscope.report.guard_tables import (
     AGAINST,
     DRIFT,
     HARMFUL,
     SCORES,
-    SHORTCUTS,
-    VERDICT,
     WATCH,
     WRAPPERS,
     at_point,
     first_point,
     guard_table,
     metric,
-    points,
 )
 from refusalscope.report.numbers import (
     NBSP,
@@ -34,9 +32,6 @@ from refusalscope.report.rules import HALF, MIN_N, RELIABLE, Statement
 from refusalscope.report.tables import Row, RunLike, records
 
 CHANCE = 0.05
-# Words of the audit's verdict, as it writes them.
-APART, LEANS, CANNOT = "told apart", "leans on", "cannot be told from"
-CHANCE_ITSELF = "not above chance"
 GUARD_RULES = (
     f"No word is chosen from fewer than {MIN_N} prompts of a label.",
     "The verdict speaks of the first operating point, on prompts that the guard was neither fitted nor "
@@ -143,57 +138,6 @@ def _scored(run: RunLike) -> Statement | None:
     return Statement(f"{text}.", f"{whole(n)} of {whole(len(scores))} flagged", "plain", links)
 
 
-def told(run: RunLike) -> Statement | None:
-    """Whether the score can be told from cues that are not harm, in the words of the audit."""
-    word, reason, grade = shortcut_word(run)
-    if not word:
-        return None
-    text = f"The score {'' if word.startswith('cannot') else 'is '}{word}"
-    text += f" ({reason.rstrip('.')})" if reason else ""
-    short, tone = _TOLD[grade]
-    return Statement(f"{text}.", short, tone, ("table-guard-verdict", "table-guard-shortcuts"))
-
-
-_TOLD = {
-    APART: ("it can be told from its shortcuts", "good"),
-    LEANS: ("it leans on a shortcut", "watch"),
-    CANNOT: ("it cannot be told from its shortcuts", "bad"),
-    CHANCE_ITSELF: ("it is not above chance", "bad"),
-}
-
-
-def shortcut_word(run: RunLike) -> tuple[str, str, str]:
-    """The audit's verdict over all cues, its reason, and its grade; each "" without an audit.
-
-    Without a verdict, that of the cues' AUROCs alone.
-    """
-    verdicts, cues = guard_table(run, VERDICT), guard_table(run, SHORTCUTS)
-    rows = [] if verdicts is None else records(verdicts[verdicts["verdict"] != ""])
-    if rows:
-        word = str(rows[0]["verdict"])
-        grade = next((each for each in _TOLD if word.startswith(each)), CANNOT)
-        return word, str(rows[0]["reason"]), LEANS if LEANS in word else grade
-    if cues is None:
-        return "", "", ""
-    failed, own = failed_cues(run), records(cues)[0]
-    if failed:
-        return f"{CANNOT} {listed(failed[:3])}", "", CANNOT
-    if not own["auroc_low"] > 0.5:
-        return CHANCE_ITSELF, "", CHANCE_ITSELF
-    return APART, "", APART
-
-
-def failed_cues(run: RunLike) -> list[str]:
-    """Names of the cues that the score cannot be told from."""
-    verdicts, cues = guard_table(run, VERDICT), guard_table(run, SHORTCUTS)
-    if verdicts is not None and len(verdicts) > 1:
-        one = verdicts.iloc[1:]
-        return list(one.loc[one["verdict"].str.startswith(CANNOT), "name"])
-    if cues is None:
-        return []
-    return list(cues.loc[cues["verdict"].str.startswith("as good as"), "name"])
-
-
 def wrapped(run: RunLike) -> Statement | None:
     """What is left of the score under the worst wrapper."""
     row = worst_wrapper(run)
@@ -292,9 +236,3 @@ def moved(run: RunLike) -> Statement | None:
     text += f"; and {whole(rest)} more" if rest else ""
     short = "the scores drifted" if grave else "scores to watch"
     return Statement(f"{text}.", short, "bad" if grave else "watch", links)
-
-
-def n_calibration(run: RunLike) -> float:
-    """How many harmless prompts the first threshold rests on; NaN without a record."""
-    row = next(iter(points(run, "calibration")), None)
-    return float("nan") if row is None else float(row["n_harmless"])

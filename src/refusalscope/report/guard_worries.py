@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from refusalscope.report.guard_rules import (
+from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_shortcuts import (
     APART,
     CHANCE_ITSELF,
     LEANS,
     failed_cues,
     shortcut_word,
-    worst_wrapper,
 )
 from refusalscope.report.guard_tables import (
     AUGMENTED,

@@ -6,17 +6,14 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusalscope.report.belief_tables import DIRECTIONS, HARM, LABELS, NONE, RULES
-from refusalscope.report.content import Cell, Figure, Key, Panel, Table
-from refusalscope.report.figures import figure, safe
+from refusalscope.report.content import Figure, Key, Panel
+from refusalscope.report.figures import figure
 from refusalscope.report.numbers import (
-    ABSENT,
     NBSP,
     decimal,
     finite,
     percent,
     rate_span,
-    share,
-    share_span,
     span,
     whole,
 )
@@ -24,7 +21,6 @@ from refusalscope.report.palette import LIGHT
 from refusalscope.report.sections.belief_clusters import band
 from refusalscope.report.tables import Row, records
 
-MAX_ROWS = 80
 ROLES = {HARM: "harmful", "refuse": "direction"}
 KEYS = [
     Key("area harmful", "harmfulness added"),
@@ -167,110 +163,3 @@ def _hover(row: Row, name: str, value: str, ends: tuple[str, str]) -> str:
     elif finite(row["rate"]):
         lines.append(f"refused {percent(row['rate'])}, n = {whole(row['n'])}")
     return "<br>".join([*lines, *(["chosen on other prompts"] if row["chosen"] else [])])
-
-
-def steering_table(table: pd.DataFrame) -> Table:
-    """Judged replies and margins at the chosen layers, beside rotations and nothing added."""
-    return Table(
-        "Steering in numbers, at the chosen layers",
-        (
-            *(
-                "direction",
-                "prompts",
-                "layer",
-                "length",
-                "n",
-                "refused",
-                "change, paired",
-                "degenerate",
-            ),
-            "margin beyond random",
-        ),
-        [
-            (
-                Cell(DIRECTIONS.get(row["direction"], "nothing added"), below=_kind(row)),
-                str(row["label"]),
-                *_where(row),
-                Cell(whole(row["n"]), number=True),
-                Cell(percent(row["rate"]), number=True, below=rate_span(row["low"], row["high"])),
-                _change(row),
-                Cell(whole(row["degenerate"]), number=True),
-                _interval(
-                    decimal(row["over_random"]),
-                    span(row["over_random_low"], row["over_random_high"]),
-                ),
-            )
-            for row in records(_main(table))
-        ],
-        f"Length in residual norms. Below the numbers 95{NBSP}% intervals. Degenerate replies count as not "
-        "refused.",
-        id="table-belief-steering",
-        name="steering in numbers",
-    )
-
-
-def inversion_table(table: pd.DataFrame) -> Table:
-    """Answers at the chosen layers, beside rotations and nothing added."""
-    return Table(
-        "Answers on harm in numbers, at the chosen layers",
-        (
-            "direction",
-            "prompts",
-            "tokens",
-            "layer",
-            "length",
-            "n",
-            "invalid",
-            "share of No",
-            "change, paired",
-        ),
-        [
-            (
-                Cell(DIRECTIONS.get(row["direction"], "nothing added"), below=_kind(row)),
-                str(row["label"]),
-                RULES.get(row["positions"], safe(row["positions"])),
-                *_where(row),
-                Cell(whole(row["n"]), number=True),
-                Cell(
-                    percent(row["invalid"]),
-                    number=True,
-                    below=rate_span(row["invalid_low"], row["invalid_high"]),
-                ),
-                Cell(
-                    percent(row["share_no"]), number=True, below=rate_span(row["low"], row["high"])
-                ),
-                _change(row),
-            )
-            for row in records(_main(table))
-        ],
-        f"Below the numbers 95{NBSP}% intervals. Invalid: answers that are neither Certainly nor No, which "
-        "the share of No leaves out; the change is over prompts with a valid answer in both.",
-        id="table-belief-inversion",
-        name="answers on harm in numbers",
-    )
-
-
-def _main(table: pd.DataFrame) -> pd.DataFrame:
-    """The run with nothing added, and what was chosen, where replies were generated."""
-    mine = table[(table["direction"] == NONE) | table["chosen"]]
-    return mine[mine["n"] > 0].head(MAX_ROWS)
-
-
-def _kind(row: Row) -> str:
-    return f"random rotation {whole(row['seed'])}" if row["control"] == "random" else ""
-
-
-def _where(row: Row) -> tuple[Cell, Cell]:
-    bare = row["direction"] == NONE
-    return (
-        Cell(ABSENT if bare else whole(row["layer"]), number=True),
-        Cell(ABSENT if bare else decimal(row["scale_in_residual_norms"]), number=True),
-    )
-
-
-def _change(row: Row) -> Cell:
-    return _interval(share(row["change"]), share_span(row["change_low"], row["change_high"]))
-
-
-def _interval(value: str, interval: str) -> Cell:
-    return Cell(value, number=True, below="" if interval == ABSENT else interval)

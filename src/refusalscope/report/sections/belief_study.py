@@ -20,24 +20,19 @@ from refusalscope.report.belief_tables import (
     is_belief,
 )
 from refusalscope.report.content import Block, Note, Section
+from refusalscope.report.sections.belief_categories import categories_figure, categories_table
 from refusalscope.report.sections.belief_clusters import (
     clusters_figure,
     cut_table,
     positions_figure,
 )
-from refusalscope.report.sections.belief_more import (
-    categories_figure,
-    categories_table,
+from refusalscope.report.sections.belief_jailbreaks import (
     jailbreaks_figure,
     jailbreaks_table,
     tuned_table,
 )
-from refusalscope.report.sections.belief_pushes import (
-    inversion_figure,
-    inversion_table,
-    steering_figure,
-    steering_table,
-)
+from refusalscope.report.sections.belief_push_tables import inversion_table, steering_table
+from refusalscope.report.sections.belief_pushes import inversion_figure, steering_figure
 from refusalscope.report.tables import RunLike, why_missing
 
 Make = Callable[[pd.DataFrame], "Block | None"]

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from refusalscope.report.content import Cell, Note, Table
-from refusalscope.report.guard_rules import CANNOT, LEANS, told, worst_wrapper
+from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_shortcuts import CANNOT, LEANS, told
 from refusalscope.report.guard_tables import HARMLESS
 from refusalscope.report.numbers import (
     ABSENT,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from refusalscope.report.content import Card
-from refusalscope.report.guard_rules import APART, LEANS, shortcut_word, worst_wrapper
+from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_shortcuts import APART, LEANS, shortcut_word
 from refusalscope.report.guard_tables import (
     SCORES,
     SHORTCUTS,

@@ -1,18 +1,16 @@
-"""Jailbreaks on the plane, categories and their directions, and belief before and after fine-tuning."""
+"""Jailbreaks on the plane of belief and refusal, and belief before and after fine-tuning."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from refusalscope.report.belief_tables import LABELS, NONE
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
-from refusalscope.report.figures import DIVERGING, colour_bar, figure, safe
+from refusalscope.report.figures import figure, safe
 from refusalscope.report.numbers import (
     ABSENT,
     NBSP,
     decimal,
-    finite,
     p_value,
     percent,
     rate_span,
@@ -23,7 +21,7 @@ from refusalscope.report.palette import LIGHT
 from refusalscope.report.sections.belief import QUADRANTS, corner
 from refusalscope.report.tables import Row, records
 
-MAX_ROWS, MAX_CATEGORIES = 120, 24
+MAX_ROWS = 120
 AXES = ("delta_harmful", "delta_refuse")
 
 
@@ -127,7 +125,7 @@ def jailbreaks_table(table: pd.DataFrame) -> Table:
                 str(row["quantity"]),
                 Cell(whole(row["n"]), number=True),
                 _valued(row),
-                _over(decimal(row["change"], 3), span(row["change_low"], row["change_high"], 3)),
+                over(decimal(row["change"], 3), span(row["change_low"], row["change_high"], 3)),
                 Cell(p_value(row["p"]), number=True),
             )
             for row in records(table.head(MAX_ROWS))
@@ -139,121 +137,8 @@ def jailbreaks_table(table: pd.DataFrame) -> Table:
 
 def _valued(row: Row) -> Cell:
     if row["quantity"] in AXES:
-        return _over(decimal(row["value"], 3), span(row["low"], row["high"], 3))
-    return _over(percent(row["value"]), rate_span(row["low"], row["high"]))
-
-
-def categories_figure(cosines: pd.DataFrame) -> Figure | None:
-    """Cosine of the directions of each pair of categories, for both axes; None without any."""
-    panels = []
-    for axis, title in (
-        ("harmfulness", "Directions of harm"),
-        ("refusal", "Directions of refusal"),
-    ):
-        mine = cosines[cosines["axis"] == axis]
-        if not mine.empty:
-            panels.append(_matrix(mine, title))
-    if not panels:
-        return None
-    return Figure(
-        "figure-belief-categories",
-        "directions of categories",
-        "How alike the directions of categories are",
-        panels,
-        "Each cell is the cosine of the directions of two categories, from states of prompts that were "
-        "refused less those of harmless ones that were answered. Near 1 they are one direction; near 0 each "
-        "category has its own. They share one harmless mean, whose noise lifts all cosines.",
-        f"n = {len(cosines)} pairs of categories, whose sizes stand in the table; directions from the fit "
-        f"split; 95{NBSP}% bootstrap intervals in the hover.",
-    )
-
-
-def _matrix(pairs: pd.DataFrame, title: str) -> Panel:
-    names = sorted({*pairs["a"], *pairs["b"]})[:MAX_CATEGORIES]
-    place = {name: i for i, name in enumerate(names)}
-    grid = np.full((len(names), len(names)), np.nan)
-    text = [["" for _ in names] for _ in names]
-    for row in records(pairs):
-        if row["a"] in place and row["b"] in place:
-            for i, j in ((place[row["a"]], place[row["b"]]), (place[row["b"]], place[row["a"]])):
-                grid[i, j] = row["cosine"]
-                text[i][j] = (
-                    f"{safe(row['a'])}, {safe(row['b'])}<br>{decimal(row['cosine'])} "
-                    f"({span(row['low'], row['high'])})"
-                )
-    np.fill_diagonal(grid, 1.0)
-    fig = figure(120 + max(200, 26 * len(names)), "")
-    fig.add_heatmap(
-        z=grid,
-        text=text,
-        hovertemplate="%{text}<extra></extra>",
-        colorscale=DIVERGING,
-        zmin=-1,
-        zmax=1,
-        xgap=1,
-        ygap=1,
-        colorbar=colour_bar(),
-    )
-    labels = [safe(name, 14) for name in names]
-    ticks = {
-        "tickvals": list(range(len(names))),
-        "ticktext": labels,
-        "showgrid": False,
-        "zeroline": False,
-    }
-    fig.update_xaxes(ticks, tickangle=-45)
-    fig.update_yaxes(ticks, autorange="reversed")
-    found = pairs["cosine"]
-    mean, low, high = (decimal(each) for each in (found.mean(), found.min(), found.max()))
-    return Panel(
-        fig,
-        f"{title}: cosines of {len(names)} categories, {mean} on average, {low} to {high}.",
-        title,
-    )
-
-
-def categories_table(table: pd.DataFrame) -> Table:
-    """Each category: how alike its direction is to the others, and to itself in another half."""
-    return Table(
-        "Directions of categories",
-        (
-            "axis",
-            "category",
-            "n",
-            "to the others",
-            "to the mean",
-            "to its own other half",
-            "shared",
-        ),
-        [
-            (
-                str(row["axis"]),
-                Cell(
-                    str(row["category"]), strong=row["category"] == "all", below=str(row["reason"])
-                ),
-                Cell(whole(row["n"]), number=True),
-                *(
-                    _over(decimal(row[name]), span(row[f"{name}_low"], row[f"{name}_high"]))
-                    for name in ("to_others", "to_mean")
-                ),
-                Cell(decimal(row["halves"]), number=True),
-                _shared(row),
-            )
-            for row in records(table.head(MAX_ROWS))
-        ],
-        f"Cosines, below them 95{NBSP}% bootstrap intervals. Its own other half: what noise leaves of a "
-        "perfect agreement. Shared: how much of all directions lies on one axis, below it what orthogonal "
-        "ones would have.",
-        id="table-belief-categories",
-        name="directions of categories in numbers",
-    )
-
-
-def _shared(row: Row) -> Cell:
-    if not finite(row["shared"]):
-        return Cell(ABSENT, number=True)
-    orthogonal = f"{percent(row['shared_if_orthogonal'])} if orthogonal"
-    return Cell(percent(row["shared"]), number=True, below=orthogonal)
+        return over(decimal(row["value"], 3), span(row["low"], row["high"], 3))
+    return over(percent(row["value"]), rate_span(row["low"], row["high"]))
 
 
 def tuned_table(table: pd.DataFrame) -> Table:
@@ -284,8 +169,9 @@ def tuned_table(table: pd.DataFrame) -> Table:
 
 def _moved(row: Row, name: str) -> Cell:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return _over(decimal(row[name], 3), span(low, high, 3))
+    return over(decimal(row[name], 3), span(low, high, 3))
 
 
-def _over(value: str, interval: str) -> Cell:
+def over(value: str, interval: str) -> Cell:
+    """A number with its interval below, where it has one."""
     return Cell(value, number=True, below="" if interval == ABSENT else interval)
