@@ -293,7 +293,7 @@ def _write_tables(
     _measured(run, guard, scores, others, seed)
     for name in ("shortcuts", "verdict", "sources", "variants", "wrappers"):
         run.write_table(f"guard.{name}", getattr(found, name))
-    guard.shortcuts_ = [dict(row) for row in found.shortcuts.to_dict("records")]
+    guard.shortcuts_ = json.loads(found.shortcuts.to_json(orient="records"))
     guard.known_failures_ = list(found.known_failures)
 
 

@@ -101,7 +101,7 @@ class Belief:
 class BeliefGuard(BaseEstimator):
     """A guard that scores prompts by the model's own states.
 
-    variant: "centroid" (the paper's), "centred" or "lda" (see `heads`). rows: "inner" (1..L-1), "with_final" or
+    variant: "lda", "centred" or "centroid" (the paper's; see `heads`). rows: "inner" (1..L-1), "with_final" or
     "all". anchor: where harm is read. match_punctuation: make final marks alike in both classes before fitting.
     min_category: prompts a category needs for a score of its own. judge: who says which fit prompts the model
     refused. scikit-learn's contract: nothing is computed before `fit`, what is learnt ends in an underscore.
@@ -109,7 +109,7 @@ class BeliefGuard(BaseEstimator):
 
     def __init__(
         self,
-        variant: HeadVariant = "centroid",
+        variant: HeadVariant = "lda",
         rows: Literal["inner", "with_final", "all"] = "inner",
         anchor: Anchor = "instruction_last",
         match_punctuation: bool = True,
