@@ -98,7 +98,14 @@ def test_a_finished_run_is_not_run_again_and_says_what_it_found(finished, capsys
 HELP = {
     "cliff": ["--traces", "--preset", "yin2025", "--nulls", "--renorm", "--shares", "--resume"],
     "cliff rank": ["--pool", "--traces", "--rank-by", "--floor", "--quota", "--loss", "--device"],
-    "repair": ["--pool", "--against", "--learning-rate", "--max-over-refusal", "--export", "--device"],
+    "repair": [
+        "--pool",
+        "--against",
+        "--learning-rate",
+        "--max-over-refusal",
+        "--export",
+        "--device",
+    ],
 }
 
 

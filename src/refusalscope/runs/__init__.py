@@ -8,4 +8,12 @@ from refusalscope.runs.run import Run, refuse_occupied, whole_or_absent
 from refusalscope.runs.shards import Shards
 from refusalscope.runs.view import RunView, open_run
 
-__all__ = ["Run", "RunView", "Shards", "open_run", "refuse_occupied", "whole_or_absent", "write_atomic"]
+__all__ = [
+    "Run",
+    "RunView",
+    "Shards",
+    "open_run",
+    "refuse_occupied",
+    "whole_or_absent",
+    "write_atomic",
+]
