@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
 
+from refusalscope.cli.placement import ANYWHERE, Placed
 from refusalscope.cli.session import SESSION, Bars
 from refusalscope.studies.directions.settings import DirectionsSettings, PresetName
 from refusalscope.studies.directions.settings import preset as preset_settings
@@ -30,9 +32,7 @@ def audit(
     out: Path | None = None,
     resume: bool = False,
     keep_text: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Audit a chat model into a run folder with a report.
 
@@ -58,15 +58,9 @@ def audit(
         Go on with a run that was stopped.
     keep_text
         Store prompts and replies in the run; without it scores alone are stored.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     settings = preset_settings(preset, **({} if judge is None else {"judge": judge}))
-    where = {"dtype": dtype, "device": device, "device_map": device_map}
+    where = asdict(placement)
     _run("audit", model, pairs, harmful, harmless, settings, out, resume, keep_text, where)
 
 
@@ -81,9 +75,7 @@ def directions(
     out: Path | None = None,
     resume: bool = False,
     keep_text: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Find the refusal and harmfulness directions, with every setting of the study at hand.
 
@@ -106,17 +98,11 @@ def directions(
         Go on with a run that was stopped.
     keep_text
         Store prompts and replies in the run.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     given = settings or DirectionsSettings()
     changes = {k: getattr(given, k) for k in given.model_fields_set if k != "preset"}
     chosen = preset_settings(given.preset, **changes)
-    where = {"dtype": dtype, "device": device, "device_map": device_map}
+    where = asdict(placement)
     _run("directions", model, pairs, harmful, harmless, chosen, out, resume, keep_text, where)
 
 

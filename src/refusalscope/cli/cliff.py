@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from refusalscope.cli.audit import new_folder, say
+from refusalscope.cli.placement import ANYWHERE, Placed
 from refusalscope.cli.session import SESSION, Bars
 from refusalscope.studies.cliff.repair_settings import RankSettings, RepairSettings
 from refusalscope.studies.cliff.settings import CliffSettings
@@ -35,9 +37,7 @@ def measure(
     out: Path | None = None,
     resume: bool = False,
     keep_text: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Measure where a reasoning model drops its refusal, with every setting of the study at hand.
 
@@ -63,12 +63,6 @@ def measure(
         Go on with a run that was stopped.
     keep_text
         Store prompts and replies in the run.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.cliff import measure_cliff
 
@@ -86,9 +80,7 @@ def measure(
             out=folder,
             resume=resume,
             keep_text=keep_text,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, folder)
@@ -105,9 +97,7 @@ def rank(
     traces: str | None = None,
     settings: Annotated[RankSettings | None, Parameter(name="*")] = None,
     out: Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Rank a pool by misalignment and write the training file of the worst.
 
@@ -121,12 +111,6 @@ def rank(
         File of labelled prompts with their thinking, which the probe is fitted on.
     out
         The run folder; a new one under runs/ without it.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.repair import TRAIN_FILE, rank_pool
 
@@ -138,9 +122,7 @@ def rank(
             traces=traces,
             settings=settings,
             out=folder,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, folder)
@@ -156,9 +138,7 @@ def repair(
     settings: Annotated[RepairSettings | None, Parameter(name="*")] = None,
     out: Path | None = None,
     export: Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Fine-tune a reasoning model on the worst of a pool, and measure it before and after.
 
@@ -177,12 +157,6 @@ def repair(
         The run folder; a new one under runs/ without it.
     export
         A new folder for the repaired model or adapter, with a card of what was measured.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.repair import repair_model
 
@@ -195,9 +169,7 @@ def repair(
             settings=settings,
             out=folder,
             export=export,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, folder)

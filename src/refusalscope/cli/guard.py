@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from refusalscope.cli.audit import new_folder, say
+from refusalscope.cli.placement import ANYWHERE, Placed
 from refusalscope.cli.session import SESSION, Bars
 from refusalscope.guard.serve.settings import ServeSettings
 from refusalscope.guard.settings import GuardSettings
@@ -36,9 +38,7 @@ def fit(
     against: str | None = None,
     settings: Annotated[GuardSettings | None, Parameter(name="*", negative_iterable="no-")] = None,
     out: Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Fit, calibrate and audit a belief guard; it lies in the folder `guard` of the run.
 
@@ -60,12 +60,6 @@ def fit(
         File of other guards' scores for the same prompts: columns id, score (guard).
     out
         The run folder; a new one under runs/ without it.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.guarding import GUARD, fit_guard
 
@@ -82,9 +76,7 @@ def fit(
             against=against,
             settings=preset_settings(given.preset, **changes),
             out=folder,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, folder)
@@ -119,9 +111,7 @@ def score(
     operating_point: str | None = None,
     seed: int = 0,
     out: Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Score prompts; where they have labels, measure the guard on them too.
 
@@ -141,12 +131,6 @@ def score(
         Seed of the bootstrap.
     out
         The run folder; a new one under runs/ without it.
-    dtype
-        auto, float32, bfloat16 or float16; as when the guard was fitted.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.guarding import score_guard
 
@@ -160,9 +144,7 @@ def score(
             operating_point=operating_point,
             seed=seed,
             out=target,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, target)
@@ -175,9 +157,7 @@ def serve(
     *,
     model: str | None = None,
     settings: Annotated[ServeSettings | None, Parameter(name="*")] = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Serve the guarded model with OpenAI's moderation and chat calls, and a playground.
 
@@ -189,17 +169,11 @@ def serve(
         The guard's folder.
     model
         The model the guard was fitted to, where it lies elsewhere than the guard remembers.
-    dtype
-        auto, float32, bfloat16 or float16; as when the guard was fitted.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.guard.serve.run import serve as run_server
     from refusalscope.guarding import open_guard
 
-    bound = open_guard(folder, model, dtype=dtype, device=device, device_map=device_map)
+    bound = open_guard(folder, model, **asdict(placement))
     given = settings or ServeSettings()
     card = folder / "card.html"
     if given.card is None and card.is_file():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from refusalscope.cli.audit import new_folder, say
+from refusalscope.cli.placement import ANYWHERE, Placed
 from refusalscope.cli.session import Bars
 from refusalscope.studies.routing.settings import RoutingSettings
 from refusalscope.studies.routing.settings import preset as preset_settings
@@ -25,9 +27,7 @@ def routing(
     out: Path | None = None,
     resume: bool = False,
     keep_text: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | None = None,
+    placement: Placed = ANYWHERE,
 ) -> None:
     """Find the attention heads that carry a model's refusal, with every setting of the study at hand.
 
@@ -49,12 +49,6 @@ def routing(
         Go on with a run that was stopped.
     keep_text
         Store prompts and replies in the run.
-    dtype
-        auto, float32, bfloat16 or float16.
-    device
-        auto, cpu or cuda.
-    device_map
-        Spread a model too large for one device: auto, balanced or sequential (accelerate's words).
     """
     from refusalscope.route import route_model
 
@@ -70,9 +64,7 @@ def routing(
             out=folder,
             resume=resume,
             keep_text=keep_text,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
+            **asdict(placement),
             progress=bars,
         )
     say(run, folder)

@@ -2,8 +2,9 @@
 
 v^k = mean over refused harmful prompts of category k - mean over all accepted harmless ones, at t_inst for
 harmfulness and at t_post for refusal; similarity is the mean over a band of rows of the pairwise cosines
-(arXiv 2507.11878, figure 9). Directions come from the fit split. They share one harmless mean, whose noise lifts
-their cosines; `halves` is free of it, as each half of a category has a half of the harmless prompts of its own.
+(arXiv 2507.11878, figure 9). Directions come from the fit split. They share one harmless mean, whose noise
+lifts their cosines; `halves` is free of it, as each half of a category has a half of the harmless prompts of
+its own.
 """
 
 from __future__ import annotations
