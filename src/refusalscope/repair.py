@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -90,10 +92,9 @@ def rank_pool(
     training file must. Raises InputError, LeakageError, ModelError or RunError, each with one sentence on how
     to go on.
     """
-    refuse_occupied(Path(out), resumable=False)
-    patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
+    load = partial(load_patient, dtype=dtype, device=device, device_map=device_map)
     begun = _begin(
-        "cliff rank", model, patient, pool, traces, settings or RankSettings(), out, progress
+        "cliff rank", model, load, pool, traces, settings or RankSettings(), out, progress
     )
     with whole_or_absent(begun.run):
         found = begun.chosen(begun.settings.rank_by)
@@ -130,9 +131,8 @@ def repair_model(
             raise InputError(f"{export} is where the run goes; name another folder for the model")
     require_training()
     given = settings or RepairSettings()
-    refuse_occupied(Path(out), resumable=False)
-    patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
-    begun = _begin("repair", model, patient, pool, traces, given, out, progress)
+    load = partial(load_patient, dtype=dtype, device=device, device_map=device_map)
+    begun = _begin("repair", model, load, pool, traces, given, out, progress)
     run = begun.run
     with whole_or_absent(run):
         made = _measured(begun, given, progress)
@@ -184,7 +184,7 @@ def _measured(
 def _begin(
     command: str,
     model: str | ChatModel,
-    patient: Patient,
+    load: Callable[[str | ChatModel], Patient],
     pool: PathLike | PromptSet | None,
     traces: PathLike | PromptSet | None,
     settings: RankSettings,
@@ -192,6 +192,8 @@ def _begin(
     progress: Progress | None,
 ) -> _Begun:
     """The patient, its behaviour on the traces, its probe, and the pool with replies and scores."""
+    refuse_occupied(Path(out), resumable=False)
+    patient = load(model)
     given = with_needs(settings, patient)
     chat, said = patient.chat, list[str]()
     shown = _prompts(traces) if traces is not None else default_traces(model)

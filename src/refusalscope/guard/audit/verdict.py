@@ -37,6 +37,8 @@ from refusalscope.studies.directions.shortcuts import (
 
 APART, LEANS, CANNOT = "told apart", "told apart, but leans on it", "cannot be told from it"
 CHANCE, NOTHING = "not above chance", "nothing to tell apart"
+# A cue that may well be weaker, but was not shown to be.
+FOR_ALL_SHOWN = "as good as belief, for all that these prompts show"
 OVERALL, LAST_TOKEN = "overall", "last token"
 MARKED = {
     "as_is": "as it is",
@@ -163,7 +165,7 @@ def _in_words(verdict: str, told: Told | None) -> str:
     if told is None:
         return verdict
     if told.verdict == CANNOT:
-        return verdict if verdict == AS_GOOD else f"as good as belief: {told.reason}"
+        return verdict if verdict == AS_GOOD else f"{FOR_ALL_SHOWN}: {told.reason}"
     return f"{told.verdict}: {told.reason}" if verdict == AS_GOOD else verdict
 
 
