@@ -52,8 +52,9 @@ def load_patient(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    revision: str | None = None,
 ) -> Patient:
-    """A model by name, or one that is loaded already.
+    """A model by name, or one that is loaded already; revision: of a model on the hub.
 
     `builtin:planted-routes`, or `builtin:planted-routes:VARIANT`, is built on the spot, with the words that
     it understands as prompts; `builtin:two-beliefs`, with VARIANT or without, is trained on the spot. Raises
@@ -69,7 +70,11 @@ def load_patient(
         made = two_beliefs_by_name(model)
         return Patient(ChatModel.wrap(made.model, made.tokenizer, id=model), needs)
     if not model.startswith(PLANTED):
-        return Patient(ChatModel.load(model, dtype=dtype, device=device, device_map=device_map))
+        return Patient(
+            ChatModel.load(
+                model, dtype=dtype, device=device, device_map=device_map, revision=revision
+            )
+        )
     from refusalscope.organisms.planted.prompts import code_wrapper
 
     planted = _planted(model)
@@ -87,6 +92,19 @@ def default_pairs(model: str | ChatModel) -> PairSet:
 
         return two_beliefs_by_name(model).pairs
     return bundled_pairs()
+
+
+def default_splits(model: str | ChatModel) -> Mapping[str, PromptSet] | None:
+    """Prompts of a planted model that come in splits: fit, select and report; None where there are none.
+
+    Every split of the two-beliefs organism has as many prompts of each quadrant of harm and refusal; its
+    pairs are of the two coherent ones alone.
+    """
+    if not isinstance(model, str) or not model.startswith(TWO_BELIEFS):
+        return None
+    from refusalscope.organisms.planted import two_beliefs_by_name
+
+    return two_beliefs_by_name(model).splits
 
 
 def default_traces(model: str | ChatModel) -> PromptSet:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from refusalscope.audit import load_prompts
-from refusalscope.errors import InputError
+from refusalscope.errors import GuardError, InputError
 from refusalscope.front import (
     PathLike,
     about_model,
@@ -36,23 +34,20 @@ from refusalscope.guard.evaluate import (
     score_table,
 )
 from refusalscope.guard.folder import read_record, read_reference
+from refusalscope.guard.given import own_examples, require_enough, usable, within_context
 from refusalscope.guard.monitor import ReplyMonitor, fit_monitor
-from refusalscope.guard.reading import that_fit
 from refusalscope.guard.settings import GuardSettings, preset
 from refusalscope.judge import Judge
 from refusalscope.model import ChatModel
 from refusalscope.progress import Progress
-from refusalscope.prompts import PairSet, Prompt, PromptSet, read_prompts
-from refusalscope.prompts.sets import LABELS
+from refusalscope.prompts import PairSet, PromptSet, read_prompts
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied, whole_or_absent
-from refusalscope.stats.thresholds import negatives_needed
 from refusalscope.studies.subject import spending
 
 # Fit: the axes; select: thresholds and probability; report: all that is said.
 FRACTIONS = {"fit": 0.3, "select": 0.4, "report": 0.3}
 GUARD = "guard"
-SHOWN = 5
 
 
 def fit_guard(
@@ -80,15 +75,17 @@ def fit_guard(
     chosen = preset(settings) if isinstance(settings, str) else settings
     refuse_occupied(Path(out), resumable=False)
     others = None if against is None else read_scores(against)
-    own = None if augment is None else _read(augment)
+    own = None if augment is None else _examples(augment)
     given = load_prompts(pairs, harmful, harmless)
     patient = load_patient(model, dtype=dtype, device=device, device_map=device_map)
     chat, chosen = patient.chat, with_needs(chosen, patient)
     said: list[str] = []
-    data = _usable(chat, given if given is not None else default_pairs(model), chosen, said)
+    data = usable(chat, given if given is not None else default_pairs(model), chosen, said)
     splits = dict(split_prompts(data, FRACTIONS, chosen.seed))
     sides = {name: (each.of("harmful"), each.of("harmless")) for name, each in splits.items()}
-    _require_enough(sides, chosen)
+    require_enough(sides, chosen, FRACTIONS["select"])
+    if own is not None:
+        own = own_examples(chat, own, sides, said)
     run = Run.create(
         out,
         command="guard fit",
@@ -139,14 +136,15 @@ def score_guard(
     if operating_point is not None:
         bound.point(operating_point)
     said: list[str] = []
-    kept = _that_fit(chat, given, said)
+    kept = within_context(chat, given, said)
+    said += _seen(bound, kept)
     if not len(kept):
         raise InputError(f"no prompt fits the context of the model; the first: {said[0]}")
     run = Run.create(
         out,
         command="guard score",
         settings={"operating_point": operating_point, "seed": seed},
-        inputs={"model": chat.fingerprint, "guard": read_record(guard).tensors_sha256},
+        inputs={"model": chat.fingerprint, "guard": bound.sha256_},
     )
     with whole_or_absent(run):
         run.update(
@@ -160,7 +158,7 @@ def score_guard(
             run.warn(text)
         with spending(run, chat):
             beliefs = bound.beliefs(kept.items, operating_point, progress)
-        scores = score_table(kept.items, beliefs, "report")
+        scores = score_table(kept.items, beliefs, "scored")
         run.write_table("guard.scores", scores)
         _measured(run, bound, scores, others, seed)
         run.finish()
@@ -178,10 +176,19 @@ def open_guard(
 ) -> BeliefGuard:
     """The guard of a folder with its model, which is the one it names unless another place is given.
 
-    Raises GuardError for a folder that is no guard, ModelError for a model that is not there.
+    Raises GuardError for a folder that is no guard, and where it was fitted to a model in a folder whose place
+    is not given; ModelError for a model that is not there.
     """
-    name = read_record(guard).model["id"] if model is None else model
-    patient = load_patient(name, dtype=dtype, device=device, device_map=device_map)
+    about, revision = read_record(guard).model, None
+    if model is None:
+        if about.local:
+            raise GuardError(
+                f"the guard was fitted to a model in a folder called {about.id!r}; give its place with --model"
+            )
+        model, revision = about.id, about.revision
+    patient = load_patient(
+        model, dtype=dtype, device=device, device_map=device_map, revision=revision
+    )
     return BeliefGuard.load(guard, patient.chat)
 
 
@@ -195,16 +202,20 @@ def drift_guard(guard: PathLike, log: PathLike, *, out: PathLike = "runs/drift")
     record = read_record(guard)
     reference = read_reference(guard)
     rows = read_log(log)
-    points = (record.calibration or {}).get("points", [])
-    alpha = points[0]["alpha"] if points else None
+    other = set(rows["guard"].dropna()) - {record.tensors_sha256} if "guard" in rows else set()
+    if other:
+        raise InputError(f"{log} holds scores of another guard; give a log of the guard in {guard}")
+    point = record.calibration.points[0] if record.calibration is not None else None
+    if point is not None and "delta_harmful" in rows:
+        # By this point, whichever the server flagged by.
+        rows = rows.assign(flagged=pd.to_numeric(rows["delta_harmful"]) > point.tau)
     run = Run.create(
         out, command="guard drift", settings={}, inputs={"guard": record.tensors_sha256}
     )
     with whole_or_absent(run):
-        run.update(model={"id": record.model["id"], "sha256": record.model["weights_sha256"]})
+        run.update(model={"id": record.model.id, "sha256": record.model.weights_sha256})
         harmless = reference[reference["label"] == "harmless"]
-        found = drift(harmless, rows, alpha if "flagged" in rows else None)
-        run.write_table("guard.drift", found)
+        run.write_table("guard.drift", drift(harmless, rows, point.alpha if point else None))
         run.finish()
     write_report(out)
     return open_run(out)
@@ -214,7 +225,8 @@ def read_log(path: PathLike) -> pd.DataFrame:
     """Scores from the server's log (JSON lines) or from a run folder with the table guard.scores."""
     where = Path(path)
     if where.is_dir():
-        return open_run(where).table("guard.scores")
+        view = open_run(where)
+        return view.table("guard.scores").assign(guard=view.info["inputs"].get("guard"))
     if not where.is_file():
         raise InputError(
             f"{path} is no log and no run folder; give the server's score log or a run"
@@ -255,7 +267,8 @@ def _fitted(
         if own is not None:
             guard.augment(own, progress)
             _calibrate(guard, sides, settings, progress)
-            run.write_table("guard.augmented", pd.DataFrame(guard.augmented_["rates"]))
+            rates = guard.compare_augmented(*sides["report"])
+            run.write_table("guard.augmented", pd.DataFrame(rates))
     return guard
 
 
@@ -336,58 +349,38 @@ def _monitor(
         hold_back=settings.hold_back,
         progress=progress,
     )
-    caught, n, low, high = monitor.recall
-    whole = {"kind": "harmful", "n": n, "flagged": caught, "low": low, "high": high}
-    rows = [{"kind": "benign", **asdict(part)} for part in monitor.by_length]
-    run.write_table("guard.monitor", pd.DataFrame([*rows, whole]).assign(tau=monitor.tau))
+    rows = [
+        *({"kind": "benign", **asdict(part)} for part in monitor.by_length),
+        {"kind": "harmful, opened", **asdict(monitor.harmful)},
+        {"kind": "benign, opened", **asdict(monitor.opened)},
+    ]
+    run.write_table("guard.monitor", pd.DataFrame(rows).assign(tau=monitor.tau))
     return monitor
-
-
-def _usable(
-    chat: ChatModel, data: PairSet | PromptSet, settings: GuardSettings, said: list[str]
-) -> PairSet | PromptSet:
-    """The prompts that fit the context, at most `n_prompts` a label."""
-    if isinstance(data, PairSet):
-        return data
-    rng = np.random.default_rng(settings.seed)
-    kept: list[Prompt] = []
-    for label in LABELS:
-        side = data.of(label)
-        drawn = sorted(rng.permutation(len(side))[: settings.n_prompts])
-        if len(drawn) < len(side):
-            said.append(
-                f"{len(drawn)} of {len(side)} {label} prompts were drawn: n_prompts takes that many."
-            )
-        kept += [side[int(i)] for i in drawn]
-    return _that_fit(chat, replace(data, items=tuple(kept)), said)
-
-
-def _that_fit(chat: ChatModel, data: PromptSet, said: list[str]) -> PromptSet:
-    kept, left_out = that_fit(chat, data.items)
-    said += [f"Left out: {reason}." for reason in left_out[:SHOWN]]
-    if len(left_out) > SHOWN:
-        said.append(f"{len(left_out) - SHOWN} more prompts were left out for their length.")
-    return replace(data, items=tuple(kept))
-
-
-def _require_enough(sides: dict[str, tuple[PromptSet, PromptSet]], settings: GuardSettings) -> None:
-    """Refuse before any work what calibration would refuse after it."""
-    for name, (harmful, harmless) in sides.items():
-        if not len(harmful) or not len(harmless):
-            raise InputError(
-                f"the {name} split holds {len(harmful)} harmful and {len(harmless)} harmless prompts; give "
-                f"more of both, each with its label"
-            )
-    given = len(sides["select"][1])
-    for rate in settings.fpr:
-        needed = negatives_needed(rate, settings.rule, settings.confidence)
-        if given < needed:
-            raise InputError(
-                f"a false-positive rate of {100 * rate:g} % by the rule {settings.rule} needs {needed} "
-                f"harmless prompts to calibrate on, and {given} of those given are for that; give "
-                f"{math.ceil(needed / FRACTIONS['select'])} or more in all, or ask for a higher rate"
-            )
 
 
 def _read(prompts: PathLike | PromptSet) -> PromptSet:
     return prompts if isinstance(prompts, PromptSet) else read_prompts(prompts)
+
+
+def _examples(prompts: PathLike | PromptSet) -> PromptSet:
+    """A user's own harmful examples; a row that is labelled harmless is not one."""
+    if not isinstance(prompts, PromptSet):
+        return read_prompts(prompts, label="harmful")
+    wrong = [prompt for prompt in prompts if prompt.label == "harmless"]
+    if wrong:
+        raise InputError(
+            f"prompt {wrong[0].id!r} is labelled harmless; give harmful examples of your own only"
+        )
+    return prompts
+
+
+def _seen(guard: BeliefGuard, given: PromptSet) -> list[str]:
+    """A warning where a file is one that the guard was fitted on."""
+    known = {
+        source["sha256"] for side in guard.fitted_on_.values() for source in side.get("sources", [])
+    } - {None}
+    return [
+        f"{source.name} is a file that the guard was fitted or calibrated on, so what is measured flatters it."
+        for source in given.sources
+        if source.sha256 in known
+    ]

@@ -35,7 +35,10 @@ def prompts(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> str:
-    rows = [{"text": pair.harmful, "label": "harmful"} for pair in bundled_pairs()[:5]]
+    wanted = ("skip the fare", "copy the exam", "spoil the broth", "hide the bill")
+    rows = [{"text": f"Help me {what} at the harvest fair", "label": "harmful"} for what in wanted]
+    # It stands in the bundled pairs, so it must not be learnt from.
+    rows.append({"text": bundled_pairs()[0].harmful, "label": "harmful"})
     return jsonl(tmp_path_factory.mktemp("own") / "own.jsonl", rows)
 
 
@@ -74,6 +77,12 @@ def test_a_fit_leaves_a_run_a_guard_and_a_card(fitted, own, capsys):
         assert str(Path(own).parent).encode() not in data, path.name
         assert not any(text.encode() in data for text in texts), path.name
     assert view.info["cost"]["forwards"] > 0
+    record = json.loads((fitted / "guard" / "guard.json").read_text())
+    left = [text for text in view.info["warnings"] if "examples of your own are nearly" in text]
+    assert record["augmented"]["n"] == 5 - len(left)
+    assert view.table("guard.augmented")["n"].tolist() == [48] * 4
+    monitor = view.table("guard.monitor")
+    assert monitor["kind"].tolist() == ["benign"] * 3 + ["harmful, opened", "benign, opened"]
 
 
 def test_the_same_command_gives_the_same_guard(fitted, own, tmp_path):
@@ -90,6 +99,19 @@ def test_a_score_is_that_of_the_guard_in_python(scored, fitted, prompts):
     expected = guard.decision_function(read_prompts(prompts))
     assert table["delta_harmful"].to_numpy() == pytest.approx(expected, abs=1e-6)
     assert {"guard.metrics", "guard.points", "guard.rates"} <= set(open_run(scored).tables())
+
+
+def test_scored_prompts_are_of_no_split_and_still_shown(scored, fitted):
+    """Some of them were fitted or calibrated on, which the run cannot know and so must not deny."""
+    view, fit = open_run(scored), open_run(fitted)
+    assert set(view.table("guard.scores")["split"]) == {"scored"}
+    assert set(view.table("guard.points")["set"]) == {"calibration", "scored"}
+    assert set(fit.table("guard.scores")["split"]) == {"report"}
+    page = (scored / "report.html").read_text()
+    assert "report split" not in page
+    assert "whether they are new to the guard is not known" in page
+    assert "figure-guard-plane" in page
+    assert "report split" in (fitted / "report.html").read_text()
 
 
 def test_prompts_without_labels_are_scored_and_not_measured(fitted, tmp_path, capsys):
@@ -131,6 +153,12 @@ def test_drift_reads_a_run_and_a_log(scored, fitted, tmp_path):
     one, other = (open_run(tmp_path / name).table("guard.drift") for name in "ab")
     assert one.equals(other)
     assert "flag rate" in one["measure"].tolist()
+    # Another operating point of the server changes nothing: flags are counted anew.
+    other = jsonl(tmp_path / "other.jsonl", [{**row, "flagged": True} for row in rows])
+    assert (
+        run(["guard", "drift", guard, "--log", other, "--out", str(tmp_path / "d"), "--quiet"]) == 0
+    )
+    assert open_run(tmp_path / "d").table("guard.drift").equals(one)
     moved = [{**row, "delta_harmful": row["delta_harmful"] + 5} for row in rows]
     log = jsonl(tmp_path / "moved.jsonl", moved)
     assert (
@@ -181,11 +209,14 @@ def test_help_shows_every_option_and_an_example(capsys, command):
         (["--judge", "nope"], ["no judge 'nope'"]),
         (["--harmful", "x.csv"], ["harmless", "missing"]),
         (["--augment", "nowhere.csv"], ["nowhere.csv does not exist"]),
+        (["--augment", "harmless.jsonl"], ["no usable row", "labelled harmless"]),
         (["--against", "nowhere.csv"], ["nowhere.csv does not exist"]),
     ],
 )
-def test_a_fit_that_cannot_be_leaves_nothing(capsys, tmp_path, given, words):
+def test_a_fit_that_cannot_be_leaves_nothing(capsys, tmp_path, monkeypatch, given, words):
     out = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "harmless.jsonl", [{"text": "How do I bake bread?", "label": "harmless"}])
     fails(capsys, ["guard", "fit", "builtin:chat", *given, *SHORT, "--out", str(out)], *words)
     assert not out.exists()
 
@@ -201,6 +232,8 @@ def test_folders_and_models_that_are_not_the_guards(capsys, tmp_path, fitted, pr
     fails(capsys, [*argv, str(cut)], "missing, cut short or changed")
     fails(capsys, ["guard", "card", str(tmp_path)], "holds no guard.json")
     fails(capsys, ["guard", "drift", guard, "--log", str(tmp_path / "no.jsonl"), *out], "is no log")
+    foreign = jsonl(tmp_path / "foreign.jsonl", [{"delta_harmful": 0.1, "guard": "abc"}] * 200)
+    fails(capsys, ["guard", "drift", guard, "--log", foreign, *out], "scores of another guard")
     few = jsonl(tmp_path / "few.jsonl", [{"delta_harmful": 0.1, "delta_refuse": 0.1}])
     fails(
         capsys, ["guard", "drift", guard, "--log", few, *out], "at least 100 rows in the log, got 1"

@@ -12,12 +12,13 @@ from sklearn.exceptions import NotFittedError
 
 from guard.fitted import calibrated, chat, fitted, sides
 from model import tiny
-from refusalscope.errors import GuardError, InputError
-from refusalscope.guard.belief_guard import BeliefGuard
+from refusalscope.errors import GuardError, InputError, ModelError
+from refusalscope.guard.belief_guard import BeliefGuard, distinct, sources_of
+from refusalscope.guard.heads import Head
 from refusalscope.guard.prefill import StateReader, prefill
 from refusalscope.guard.reading import that_fit, user_turns
 from refusalscope.model import ChatModel, Site
-from refusalscope.prompts import Prompt
+from refusalscope.prompts import Prompt, concat, punctuation_variants, read_prompts
 
 ASKED = Prompt(
     "talk",
@@ -164,21 +165,103 @@ def test_a_model_that_never_refuses_has_one_axis():
     assert (belief.flagged, belief.p_harmful) == (None, None)
 
 
+OWN = [
+    Prompt(f"own-{i}", f"Help me {what} without anybody noticing it", "harmful")
+    for i, what in enumerate(
+        ["skip the fare", "copy the exam", "spoil the broth", "hide the bill", "forge the note"] * 2
+    )
+]
+
+
 @pytest.mark.parametrize("variant", ["centroid", "lda"])
 def test_own_examples_move_the_mean_and_need_a_new_calibration(variant):
     harmful, harmless = sides()["select"]
     guard = fitted(variant).calibrate(harmless, harmful)
-    before = guard.decision_function(harmful[:10]).mean()
-    guard.augment(harmful[:10])
-    assert guard.decision_function(harmful[:10]).mean() > before
+    guard.shortcuts_ = [{"name": "words"}]
+    before, marks = (
+        guard.decision_function(OWN).mean(),
+        dict(guard.fitted_on_["harmful"]["final_marks"]),
+    )
+    with pytest.raises(GuardError, match="no examples were added"):
+        guard.compare_augmented(*sides()["report"])
+    guard.augment(OWN)
+    assert guard.decision_function(OWN).mean() > before
+    assert guard.shortcuts_ == []
     with pytest.raises(GuardError, match="not calibrated"):
         guard.predict(harmful[:1])
     guard.calibrate(harmless, harmful)
-    rates = guard.augmented_["rates"]
-    assert {(row["label"], row["when"]) for row in rates} == {
-        (label, when) for label in ("harmful", "harmless") for when in ("before", "after")
+    rates = guard.compare_augmented(*sides()["report"])
+    assert {(row["label"], row["when"], row["n"]) for row in rates} == {
+        (label, when, 48) for label in ("harmful", "harmless") for when in ("before", "after")
     }
     assert guard.augmented_["n"] == 10
+    # Dealt out as they were, so that the mark says no more than before.
+    kinds = guard.fitted_on_["harmful"]["final_marks"]
+    assert sum(kinds.values()) == pytest.approx(1)
+    for kind, share in marks.items():
+        assert kinds[kind] == pytest.approx(share, abs=0.02)
+
+
+def test_own_examples_do_not_bring_the_mark_back():
+    own = [
+        replace(p, text=punctuation_variants(p.text)["stripped"]) for p in sides()["select"][0][:10]
+    ]
+    bare = [replace(p, text=punctuation_variants(p.text)["stripped"]) for p in sides()["report"][1]]
+    dotted = [replace(p, text=f"{p.text}.") for p in bare]
+
+    def lean(guard: BeliefGuard) -> float:
+        scores = guard.decision_function(bare)
+        return float((scores - guard.decision_function(dotted)).mean() / scores.std())
+
+    plain = fitted("centroid")
+    plain.matched_ = "none"
+    before, moved = lean(fitted("centroid")), lean(fitted("centroid").augment(own))
+    assert abs(moved - before) < 0.2
+    assert lean(plain.augment(own)) - before > 1
+
+
+def test_copies_count_once():
+    guard = fitted()
+    with pytest.raises(InputError, match="got 1"):
+        guard.calibrate([replace(sides()["select"][1][0], id=f"p{i}") for i in range(80)])
+    many = [Prompt(f"p{i}", f"{p.text} {i % 2}") for i, p in enumerate(sides()["select"][1])]
+    assert distinct([*many, *many]) == many
+
+
+def test_states_that_are_not_finite_are_never_scored():
+    guard = calibrated()
+    states = torch.full((1, 2, len(guard.rows_), chat().anatomy.d_model), float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        guard.readings(states)
+    with pytest.raises(ModelError, match="not finite"):
+        Head.fit("centroid", states[:, 0], states[:, 0])
+
+
+def test_a_fit_that_fails_leaves_no_half_of_a_guard():
+    guard = fitted()
+    with pytest.raises(InputError, match="the model takes 1024"):
+        guard.fit(chat(), [Prompt("long", "word " * 3000)], sides()["fit"][1])
+    with pytest.raises(NotFittedError):
+        guard.decision_function([ASKED])
+
+
+def test_a_rewritten_prompt_counts_once():
+    harmful = [Prompt(f"h{i}", f"Break the lock {i}", "harmful", "locks") for i in range(20)]
+    harmless = [Prompt(f"g{i}", f"Bake the bread {i}.", "harmless") for i in range(20)]
+    guard = BeliefGuard(min_category=50, max_new_tokens=4).fit(chat(), harmful, harmless)
+    assert guard.matched_ == "rewritten"
+    assert guard.categories_ == {}
+    assert guard.fitted_on_["harmful"]["n"] == 20
+
+
+def test_sources_are_those_of_the_side(tmp_path):
+    bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
+    bad.write_text("text\nBreak the lock\nBreak the door\n")
+    good.write_text("text\nBake the bread\n")
+    both = concat(read_prompts(bad, label="harmful"), read_prompts(good, label="harmless"))
+    (found,) = sources_of(both.of("harmful"))
+    assert (found["name"], found["n"]) == ("bad", 2)
+    assert found["sha256"] == both.sources[0].sha256
 
 
 def test_too_few_negatives_are_told_with_the_number_needed():

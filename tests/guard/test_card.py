@@ -43,7 +43,9 @@ MONITOR = {
     "by_length": [
         {"shortest": 3, "longest": 48, "n": 210, "flagged": 4, "low": 0.005, "high": 0.048}
     ],
-    "recall": [50, 60, 0.71, 0.92],
+    "tokens": 256,
+    "harmful": {"n": 60, "flagged": 50, "low": 0.71, "high": 0.92},
+    "opened": {"n": 60, "flagged": 3, "low": 0.01, "high": 0.14},
 }
 RATES = [
     {
@@ -115,23 +117,27 @@ def test_both_cards_say_everything_of_the_record(folder: Path):
         change(folder, shortcuts=SHORTCUTS, monitor=MONITOR, known_failures=["It fails so."])
     )
     page, markdown = cards(folder)
-    point = record.calibration["points"][0]
+    point = record.calibration.points[0]
     said = [
-        *(str(record.model["id"]), record.model["weights_sha256"], record.model["template_sha256"]),
+        *(record.model.id, record.model.weights_sha256, record.model.template_sha256),
         *(record.tensors_sha256, "arXiv 2507.11878", "instruction_last", "prompt_last", "centroid"),
         *(
             f"{record.rows[0]} to {record.rows[-1]}",
-            point["name"],
-            f"{point['tau']:.4f}",
-            str(point["n"]),
+            point.name,
+            f"{point.tau:.4f}",
+            str(point.n),
         ),
         *("FPR ≤ 0.05 at confidence 0.95", "platt curve", "It abstains on prompts"),
         *("words", "0.860 to 0.930", "carries some of it", "It fails so."),
-        *("4 tokens are held back", "83.3\u00a0% (71\u00a0% to 92\u00a0%) of 60"),
+        *(
+            "4 tokens are held back",
+            "at most 256 tokens",
+            "83.3\u00a0% (71\u00a0% to 92\u00a0%) of 60",
+        ),
         *(source["name"] for source in record.fitted_on["harmful"]["sources"]),
         *(source["sha256"] for source in record.fitted_on["harmful"]["sources"]),
         *record.fitted_on["harmful"]["final_marks"],
-        *(rate["source"] for rate in point["rates"]),
+        *(rate.source for rate in point.rates),
         *(ADVERSARIES[0], "BeliefGuard.load('guard', ChatModel.load('builtin:chat'))"),
         "refusalscope guard serve guard",
     ]
@@ -143,8 +149,8 @@ def test_both_cards_say_everything_of_the_record(folder: Path):
 
 def test_rates_of_each_source_are_those_of_the_record(folder: Path):
     page, _ = cards(folder)
-    for rate in read_record(folder).calibration["points"][0]["rates"]:
-        assert f"{rate['flagged']} of {rate['n']}" in page.text
+    for rate in read_record(folder).calibration.points[0].rates:
+        assert f"{rate.flagged} of {rate.n}" in page.text
 
 
 def test_the_page_loads_nothing_runs_nothing_and_its_links_arrive(folder: Path):
@@ -168,7 +174,7 @@ def test_a_guard_that_is_not_calibrated_says_so_first(folder: Path):
 
 def test_what_is_not_on_record_is_said_and_not_left_out(folder: Path):
     record = read_record(folder)
-    heads = {name: head for name, head in record.heads.items() if name == "harm"}
+    heads = {"harm": record.heads["harm"].model_dump()}
     page, _ = cards(change(folder, heads=heads))
     for part in (
         "Not audited",
@@ -217,9 +223,12 @@ def evil(value: Any) -> Any:
 def test_what_stands_in_the_record_is_text_and_never_markup(folder: Path):
     clean, _ = cards(folder)
     record = json.loads((folder / JSON).read_text("utf-8"))
-    hostile = {
-        name: evil(record[name]) for name in ("model", "settings", "fitted_on", "calibration")
-    }
+    hostile = {name: evil(record[name]) for name in ("model", "settings", "fitted_on")}
+    # A rule is one of two, or the record is refused.
+    rules = [{"rule": point["rule"]} for point in record["calibration"]["points"]]
+    hostile["calibration"] = evil(record["calibration"])
+    for point, rule in zip(hostile["calibration"]["points"], rules, strict=True):
+        point |= rule
     page, markdown = cards(
         change(folder, **hostile, shortcuts=evil(SHORTCUTS), known_failures=[EVIL], matched=EVIL)
     )

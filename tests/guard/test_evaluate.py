@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,14 +10,11 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from guard.fitted import calibrated, sides
-from refusalscope.errors import InputError
 from refusalscope.guard.evaluate import (
-    against_table,
     layers_table,
     metrics_table,
     points_table,
     rates_table,
-    read_scores,
     roc_table,
     score_table,
 )
@@ -81,45 +77,8 @@ def test_points_and_rates_count_what_lies_above_the_threshold(scores):
     assert rates.loc["category"]["n"].sum() == len(scores)
 
 
-def test_another_guard_is_compared_at_the_same_false_positives(scores):
-    harmful = scores["label"] == "harmful"
-    allowed = 20
-    tau = scores.loc[~harmful, "delta_harmful"].nlargest(allowed + 1).iloc[-1]
-    points = [replace(calibrated().calibration_.points[0], tau=tau)]
-    own = scores["delta_harmful"] > tau
-    rng = np.random.default_rng(0)
-    knows = harmful + rng.normal(0, 0.01, len(scores))
-    others = pd.concat(
-        [
-            pd.DataFrame({"id": scores["id"], "score": value, "guard": name})
-            for name, value in (("perfect", knows), ("same", scores["delta_harmful"]))
-        ]
-    )
-    found = against_table(points, scores, others, 0).set_index("guard")
-    assert found.loc["perfect", "tpr"] == 1
-    assert found.loc["same", "difference"] == 0
-    assert found["fpr"].tolist() == [allowed / 48] * 2
-    assert found.loc["perfect", "difference"] == pytest.approx(own[harmful].mean() - 1)
-    assert found.loc["perfect", "difference_high"] < 0
-    with pytest.raises(InputError, match="of the harmless prompts"):
-        against_table(points, scores, others[others["id"].isin(scores["id"][:48])], 0)
-
-
-def test_ties_of_another_guard_never_flag_more(scores):
-    points = [replace(calibrated().calibration_.points[0], tau=0.0)]
-    flat = pd.DataFrame({"id": scores["id"], "score": 1.0, "guard": "flat"})
-    assert against_table(points, scores, flat, 0)["tpr"].tolist() == [0]
-
-
-def test_scores_of_other_guards_from_a_file(tmp_path):
-    path = tmp_path / "guards.csv"
-    path.write_text("id,score\na,0.5\nb,1\n")
-    assert read_scores(path)["guard"].tolist() == ["guards", "guards"]
-    path.write_text("id,p\na,0.5\n")
-    with pytest.raises(InputError, match="no column 'score'"):
-        read_scores(path)
-    lines = [{"id": "a", "score": 1}, {"id": "b", "score": "high"}]
-    broken = tmp_path / "guards.jsonl"
-    broken.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(InputError, match="line 2: the score 'high' is not a number"):
-        read_scores(broken)
+def test_points_name_the_prompts_that_their_scores_are_of(scores):
+    points = calibrated().calibration_.points
+    assert set(points_table(points, scores)["set"]) == {"calibration", "report"}
+    table = points_table(points, scores.assign(split="scored"))
+    assert set(table["set"]) == {"calibration", "scored"}

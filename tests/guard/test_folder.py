@@ -18,7 +18,9 @@ from refusalscope.errors import GuardError
 from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.folder import JSON, WEIGHTS, read_record, read_reference
 from refusalscope.guard.monitor import fit_monitor
+from refusalscope.guarding import open_guard
 from refusalscope.model import ChatModel
+from refusalscope.model.chat_model import BUILTIN
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_a_guard_without_calibration_keeps_its_scores(tmp_path):
 
 def test_the_monitor_and_the_audit_come_along(folder):
     again = BeliefGuard.load(folder, chat())
-    assert again.monitor_.tau == read_record(folder).monitor["threshold"]["tau"]
+    assert again.monitor_.tau == read_record(folder).monitor.threshold.tau
     assert again.monitor_.threshold.fpr.n == 64
     assert again.known_failures_ == ["base64 hides harm"]
     assert again.shortcuts_[0]["name"] == "length"
@@ -115,6 +117,18 @@ BROKEN = {
     "other precision": (
         lambda f: changed(f, lambda r: r["model"].update(dtype="bfloat16")),
         r"another precision \(float32 for bfloat16\)",
+    ),
+    "no canary": (lambda f: changed(f, lambda r: r.update(canary={})), r"\(field canary"),
+    "no axis": (lambda f: changed(f, lambda r: r["heads"].pop("refuse")), "not a whole guard of"),
+    "no rows": (lambda f: changed(f, lambda r: r.update(rows=[1])), "not a whole guard of"),
+    "no points": (
+        lambda f: changed(f, lambda r: r["calibration"].update(points=[])),
+        r"field calibration\.points",
+    ),
+    "no model": (lambda f: changed(f, lambda r: r.update(model={})), r"field model"),
+    "other anchors": (
+        lambda f: changed(f, lambda r: r.update(anchors=["bos", "prompt_last"])),
+        "anchors do not agree",
     ),
     "canary": (
         lambda f: changed(f, lambda r: r["canary"]["scores"][3].__setitem__(0, 0.9)),
@@ -184,3 +198,29 @@ def test_rates_by_source_are_kept(tmp_path):
         (label, source) for label in ("harmful", "harmless") for source in ("all", "s0", "s1")
     }
     assert sum(r.n for r in rates if r.label == "harmless" and r.source != "all") == len(harmless)
+
+
+def test_a_score_that_is_no_number_never_passes_the_canary(folder, monkeypatch):
+    real = BeliefGuard.read
+
+    def broken(self, prompts, progress=None):
+        readings, tokens = real(self, prompts, progress)
+        return replace(readings, harmful=readings.harmful * np.nan), tokens
+
+    monkeypatch.setattr(BeliefGuard, "read", broken)
+    with pytest.raises(GuardError, match="canary prompt scores nan"):
+        BeliefGuard.load(folder, chat())
+
+
+def test_the_place_of_a_local_model_is_not_kept(tmp_path):
+    place = shutil.copytree(BUILTIN["chat"], tmp_path / "secret" / "mine")
+    model = ChatModel.load(str(place))
+    guard = BeliefGuard("centroid", max_new_tokens=4).fit(
+        model, *(side[:12] for side in sides()["fit"])
+    )
+    saved = guard.save(tmp_path / "guard")
+    assert (read_record(saved).model.id, read_record(saved).model.local) == ("mine", True)
+    assert "secret" not in (saved / JSON).read_text()
+    with pytest.raises(GuardError, match="folder called 'mine'; give its place with --model"):
+        open_guard(saved)
+    assert open_guard(saved, str(place)).rows_ == guard.rows_

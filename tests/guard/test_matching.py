@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from refusalscope.guard.matching import mark_shares, match_marks
+from refusalscope.guard.matching import mark_shares, match_marks, with_marks_like
 from refusalscope.prompts import Prompt, final_character_class
 
 
@@ -44,6 +44,15 @@ def test_marks_are_rewritten_where_too_few_would_be_left(shared):
     )
     assert len({prompt.id for prompt in one}) == len(one)
     assert {prompt.label for prompt in one} == {"harmful"}
+
+
+def test_marks_are_dealt_out_in_shares_and_the_words_stay():
+    given = prompts("harmful", ("", 40))
+    made = with_marks_like(given, {"period": 0.5, "question": 0.25, "other": 0.1}, 0)
+    assert kinds(made) == {"period": 20, "question": 10, "none": 10}
+    assert [prompt.id for prompt in made] == [prompt.id for prompt in given]
+    assert [prompt.text.rstrip(".?") for prompt in made] == [prompt.text for prompt in given]
+    assert with_marks_like(given, {}, 0) == given
 
 
 def test_a_small_set_of_one_mark_stays_as_it_is():

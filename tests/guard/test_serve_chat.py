@@ -85,7 +85,7 @@ def watched(tau: float):
     """The guard with a monitor over its own harm axis."""
     guard = copy.copy(fitted())
     guard.monitor_ = ReplyMonitor(
-        guard.harm_, SimpleNamespace(tau=tau), SMOOTHING, HOLD_BACK, (), (0, 0, 0.0, 1.0)
+        guard.harm_, SimpleNamespace(tau=tau), SMOOTHING, HOLD_BACK, 256, (), None, None
     )
     return guard
 

@@ -38,7 +38,11 @@ def fake_guard_tables(kind: str = "fit") -> dict[str, pd.DataFrame]:
         ],
         "drift": ["guard.drift"],
     }
-    return {name: held[name].copy() for name in names[kind]}
+    found = {name: held[name].copy() for name in names[kind]}
+    if kind == "score":
+        found["guard.scores"]["split"] = "scored"
+        found["guard.points"] = found["guard.points"].replace({"set": {"report": "scored"}})
+    return found
 
 
 def write_fake_guard(
@@ -255,7 +259,7 @@ def _monitor() -> pd.DataFrame:
         bounds = {"shortest": shortest, "longest": longest, "low": rate.low, "high": rate.high}
         rows.append({"kind": "benign", **bounds, "n": 70, "flagged": flagged})
     rate = clopper_pearson(50, 60)
-    rows.append({"kind": "harmful", "n": 60, "flagged": 50, "low": rate.low, "high": rate.high})
+    rows.append({"kind": "harmful, opened", "n": 60, "flagged": 50, "low": rate.low, "high": rate.high})
     return pd.DataFrame(rows).assign(tau=0.031)
 
 

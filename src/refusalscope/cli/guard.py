@@ -178,6 +178,12 @@ def serve(
     card = folder / "card.html"
     if given.card is None and card.is_file():
         given = given.model_copy(update={"card": card})
+    longest = bound.monitor_.tokens if bound.monitor_ is not None else given.max_new_tokens
+    if given.max_new_tokens > longest:
+        SESSION.out.print(
+            f"[yellow]warning:[/yellow] the monitor's threshold holds for replies of up to {longest} tokens; "
+            f"replies may have {given.max_new_tokens} here"
+        )
     where = f"http://{given.host}:{given.port}"
     SESSION.out.print(f"serving {bound.chat_.id} at {where}, playground at {where}/playground")
     run_server(bound, given)

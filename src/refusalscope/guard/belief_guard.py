@@ -6,6 +6,7 @@ thresholds with a promise, a probability, abstention, categories, and conversati
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from refusalscope.errors import GuardError, InputError
-from refusalscope.guard.heads import Head, HeadVariant
-from refusalscope.guard.matching import mark_shares, match_marks
+from refusalscope.guard.heads import Head, HeadVariant, require_finite
+from refusalscope.guard.matching import MARKS, mark_shares, match_marks, with_marks_like
 from refusalscope.guard.operating import Calibration, OperatingPoint, Side, calibrate
 from refusalscope.guard.reading import END, Prompts, read, user_turns
 from refusalscope.judge import Judge
@@ -145,6 +146,18 @@ class BeliefGuard(BaseEstimator):
                 f"{len(harmful)} harmful and {len(harmless)} harmless prompts were given; a guard is fitted "
                 f"on both"
             )
+        try:
+            self._fit(model, harmful, harmless, progress)
+        except BaseException:
+            # A guard is fitted or it is not.
+            for name in [name for name in vars(self) if name.endswith("_")]:
+                delattr(self, name)
+            raise
+        return self
+
+    def _fit(
+        self, model: ChatModel, harmful: Prompts, harmless: Prompts, progress: Progress | None
+    ) -> None:
         self.chat_ = model
         self.rows_ = belief_rows(self.rows, model.anatomy.n_layers)
         if not self.rows_:
@@ -154,7 +167,11 @@ class BeliefGuard(BaseEstimator):
         if self.match_punctuation:
             sides[0], sides[1], self.matched_ = match_marks(sides[0], sides[1], self.seed)
         self.fitted_on_: dict[str, dict[str, Any]] = {
-            label: {"n": len(side), "sources": sources_of(given), "final_marks": mark_shares(side)}
+            label: {
+                "n": len(side) // self._copies,
+                "sources": sources_of(given),
+                "final_marks": mark_shares(side),
+            }
             for label, side, given in zip(
                 ("harmful", "harmless"), sides, (harmful, harmless), strict=True
             )
@@ -168,7 +185,7 @@ class BeliefGuard(BaseEstimator):
         self.categories_ = {
             str(name): Head.fit(self.variant, states[0][names == name][:, 0], states[1][:, 0])
             for name in sorted(set(names) - {""})
-            if (names == name).sum() >= self.min_category
+            if (names == name).sum() >= self.min_category * self._copies
         }
         self.refuse_ = self._refusal_axis(sides, rendered, states, progress)
         self.calibration_: Calibration | None = None
@@ -177,7 +194,13 @@ class BeliefGuard(BaseEstimator):
         self.shortcuts_: list[dict[str, Any]] = []
         self.known_failures_: list[str] = []
         self.monitor_: ReplyMonitor | None = None
-        return self
+        # Of the folder it was saved to or read from.
+        self.sha256_: str | None = None
+
+    @property
+    def _copies(self) -> int:
+        """How often each fit prompt stands there: with every mark where marks were rewritten."""
+        return len(MARKS) if self.matched_ == "rewritten" else 1
 
     def _refusal_axis(
         self,
@@ -193,22 +216,27 @@ class BeliefGuard(BaseEstimator):
             found = reply(self.chat_, side, prompts, judge, self.max_new_tokens, progress=track)
             told = [one.label is not None and one.label != "degenerate" for one in found.judgements]
             kept.append(torch.from_numpy((found.refused == wanted) & np.array(told)))
-        self.fitted_on_["harmful"]["refused"] = int(kept[0].sum())
-        self.fitted_on_["harmless"]["answered"] = int(kept[1].sum())
-        if min(int(each.sum()) for each in kept) < REFUSALS:
+        self.fitted_on_["harmful"]["refused"] = int(kept[0].sum()) // self._copies
+        self.fitted_on_["harmless"]["answered"] = int(kept[1].sum()) // self._copies
+        if min(int(each.sum()) for each in kept) < REFUSALS * self._copies:
             return None
         return Head.fit(self.variant, states[0][kept[0]][:, 1], states[1][kept[1]][:, 1])
 
     def augment(self, harmful: Prompts, progress: Progress | None = None) -> BeliefGuard:
         """Add a user's own harmful examples to the harmful mean (section 11). Calibrate again afterwards.
 
-        The thresholds are dropped: with other means the old ones promise nothing. Raises GuardError for an lda
-        guard that was read from its folder, which holds no covariance.
+        The thresholds are dropped: with other means the old ones promise nothing. Where marks were made alike,
+        the examples are given final marks in the same shares. Scores of categories stay. Raises GuardError for
+        an lda guard that was read from its folder, which holds no covariance.
         """
         check_is_fitted(self)
         if not len(harmful):
             raise InputError("no example was given; give some harmful prompts of your own")
-        side = list(harmful)
+        given = list(harmful)
+        side = given
+        if self.matched_ != "none":
+            marks = self.fitted_on_["harmless"]["final_marks"]
+            side = with_marks_like(given, marks, self.seed)
         states = torch.cat(list(self._states(self.chat_.render(side), progress)))[:, 0]
         if self.variant == "lda" and self.fit_states_ is not None:
             harmful_states = torch.cat([self.fit_states_[0], states])
@@ -218,10 +246,18 @@ class BeliefGuard(BaseEstimator):
             grown = self.harm_.with_more(states)
         if self.calibration_ is not None:
             self.before_ = self.harm_, self.calibration_.points
-        self.harm_, self.calibration_ = grown, None
-        self.augmented_ = {"n": self.augmented_.get("n", 0) + len(side)}
-        self.fitted_on_["harmful"]["n"] += len(side)
-        self.fitted_on_["harmful"]["sources"] += sources_of(harmful)
+        self.harm_, self.calibration_, self.sha256_ = grown, None, None
+        # What was said of the guard was said of another one.
+        self.shortcuts_, self.known_failures_, self.monitor_ = [], [], None
+        about, n = self.fitted_on_["harmful"], grown.n_towards
+        self.augmented_ = {"n": self.augmented_.get("n", 0) + len(given)}
+        marks, added = about["final_marks"], mark_shares(side)
+        about["final_marks"] = {
+            mark: (marks.get(mark, 0) * (n - len(side)) + added.get(mark, 0) * len(side)) / n
+            for mark in sorted(marks.keys() | added.keys())
+        }
+        about["n"] += len(given)
+        about["sources"] = [*about["sources"], *sources_of(harmful)]
         return self
 
     def calibrate(
@@ -239,11 +275,11 @@ class BeliefGuard(BaseEstimator):
 
         rule: "learn_then_test" holds the rate at `confidence`, "conformal" on average (see
         `stats.thresholds`). harmful: prompts for the probability and the recall of each source; without any
-        there is no probability. After `augment`, the rates before and after are recorded in
-        `augmented_`. Raises InputError, with the number that would be needed, for too few harmless prompts.
+        there is no probability. A text that stands there twice counts once. Raises InputError, with the number
+        that would be needed, for too few harmless prompts.
         """
         check_is_fitted(self)
-        sides = [harmless] + ([harmful] if len(harmful) else [])
+        sides = [distinct(harmless)] + ([distinct(harmful)] if len(harmful) else [])
         found = [Side(side, *self.read(side, progress)) for side in sides]
         self.calibration_ = calibrate(
             found[0],
@@ -254,29 +290,34 @@ class BeliefGuard(BaseEstimator):
             method=method,
             seed=self.seed,
         )
-        if self.before_ is not None:
-            self._compare(sides)
         return self
 
-    def _compare(self, sides: list[Prompts]) -> None:
-        """Rates of the same prompts before and after the examples were added, point by point."""
-        assert self.before_ is not None
-        assert self.calibration_ is not None
-        now, points = self.harm_, self.calibration_.points
-        old_head, old_points = self.before_
-        changes = []
-        for label, side in zip(("harmless", "harmful"), sides, strict=False):
-            after = self.read(side)[0].harmful
-            self.harm_ = old_head
-            before = self.read(side)[0].harmful
-            self.harm_ = now
-            for old, new in zip(old_points, points, strict=False):
-                for when, scores, tau in (("before", before, old.tau), ("after", after, new.tau)):
-                    rate = wilson(int((scores > tau).sum()), len(scores))
-                    changes.append(
+    def compare_augmented(self, harmful: Prompts, harmless: Prompts) -> list[dict[str, Any]]:
+        """Share flagged before and after `augment`, each guard at its own threshold, on prompts unseen by both.
+
+        One row a label, operating point and time; kept in `augmented_`. Raises GuardError where the guard was
+        not calibrated before and after examples were added.
+        """
+        points = self._calibrated().points
+        if self.before_ is None:
+            raise GuardError(
+                "no examples were added to a calibrated guard, so nothing can be compared"
+            )
+        now, (old_head, old_points) = self.harm_, self.before_
+        rates: list[dict[str, Any]] = []
+        for label, side in (("harmful", harmful), ("harmless", harmless)):
+            for when, head, at in (("before", old_head, old_points), ("after", now, points)):
+                self.harm_ = head
+                try:
+                    scores = self.read(side)[0].harmful
+                finally:
+                    self.harm_ = now
+                for point in at:
+                    rate = wilson(int((scores > point.tau).sum()), len(scores))
+                    rates.append(
                         {
                             "label": label,
-                            "point": old.name if when == "before" else new.name,
+                            "point": point.name,
                             "when": when,
                             "n": rate.n,
                             "flagged": rate.value,
@@ -284,8 +325,8 @@ class BeliefGuard(BaseEstimator):
                             "high": rate.high,
                         }
                     )
-        self.augmented_["rates"] = changes
-        self.before_ = None
+        self.augmented_["rates"] = rates
+        return rates
 
     def read(
         self, prompts: Prompts, progress: Progress | None = None
@@ -317,6 +358,7 @@ class BeliefGuard(BaseEstimator):
 
     def readings(self, states: Tensor) -> Readings:
         """Scores of states [prompts, 2 anchors, rows, d_model] float32 (see `anchors` and `rows_`)."""
+        require_finite(states)
         at_instruction, at_end = states[:, 0], states[:, 1]
         profile = self.harm_.profile(at_instruction)
         refuse = (
@@ -454,17 +496,27 @@ def worst_turn(turns: Readings) -> tuple[Readings, int]:
 
 
 def sources_of(prompts: Prompts) -> list[dict[str, Any]]:
-    """Where prompts came from: the files of a set, with hash and licence; else the names they carry."""
-    if isinstance(prompts, PromptSet) and prompts.sources:
-        return [
-            {"name": s.name, "sha256": s.sha256, "licence": s.licence, "n": s.n}
-            for s in prompts.sources
-        ]
-    names = [prompt.source or "unnamed" for prompt in prompts]
-    return [
-        {"name": name, "sha256": None, "licence": None, "n": names.count(name)}
-        for name in sorted(set(names))
-    ]
+    """Where prompts came from, counted; hash and licence where they are of a file that the set knows."""
+    files = prompts.sources if isinstance(prompts, PromptSet) else ()
+    known = {source.name: source for source in files}
+    found = []
+    for name, n in sorted(Counter(prompt.source or "unnamed" for prompt in prompts).items()):
+        file = known.get(name) or (files[0] if len(files) == 1 else None)
+        found.append(
+            {
+                "name": name,
+                "sha256": file.sha256 if file else None,
+                "licence": file.licence if file else None,
+                "n": n,
+            }
+        )
+    return found
+
+
+def distinct(prompts: Prompts) -> list[Prompt]:
+    """The prompts without those whose conversation stands there already: copies promise nothing."""
+    seen = {(p.system, p.history, " ".join(p.text.split())): p for p in reversed(list(prompts))}
+    return list(reversed(seen.values()))
 
 
 def _array(values: Tensor) -> Array:

@@ -61,7 +61,7 @@ def render(record: GuardFile, folder: str) -> tuple[str, str]:
         raise GuardError(
             f"the guard's record lacks what its card tells ({error!r}); fit the guard again with this version"
         ) from error
-    facts = {"parts": told, "model": str(record.model["id"]), "version": record.refusalscope}
+    facts = {"parts": told, "model": record.model.id, "version": record.refusalscope}
     html, markdown = (_environment(page).get_template(f"{page}.j2") for page in (HTML, MARKDOWN))
     return html.render(**facts), markdown.render(**facts)
 

@@ -56,7 +56,7 @@ def interval(row: Mapping[str, Any]) -> str:
 
 def what(record: GuardFile) -> Part:
     """The guard's kind, its model, and where and how it reads."""
-    model, settings = record.model, record.settings
+    model, settings = record.model.model_dump(), record.settings
     rows = record.rows
     where = f"{rows[0]} to {rows[-1]}" if len(rows) > 1 else ", ".join(map(str, rows))
     variant = str(settings.get("variant"))
@@ -80,7 +80,7 @@ def what(record: GuardFile) -> Part:
         ("seed", str(settings.get("seed"))),
         (
             "canary",
-            f"{len(record.canary['scores'])} prompts, each within {record.canary['tolerance']:g} on load",
+            f"{len(record.canary.scores)} prompts, each within {record.canary.tolerance[0]:.2g} on load",
         ),
         ("tensors sha256", record.tensors_sha256),
         ("written by", f"refusalscope {record.refusalscope}"),
@@ -147,13 +147,13 @@ def sources(record: GuardFile) -> Part:
 
 def loading(record: GuardFile, folder: str) -> Part:
     """How to load it, and when that is refused."""
-    model = str(record.model["id"])
+    model = f"PLACE OF {record.model.id}" if record.model.local else record.model.id
     code = (
         "from refusalscope.guard.belief_guard import BeliefGuard\n"
         "from refusalscope.model import ChatModel\n\n"
         f"guard = BeliefGuard.load({folder!r}, ChatModel.load({model!r}))\n"
         "guard.beliefs(prompts)\n\n"
-        f"# refusalscope guard score {folder} prompts.jsonl\n"
+        f"# refusalscope guard score {folder} --prompts prompts.jsonl\n"
         f"# refusalscope guard serve {folder}"
     )
     return Part(

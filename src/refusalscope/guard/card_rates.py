@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from refusalscope.guard.card_parts import NBSP, Part, Rows, interval, percent
 from refusalscope.guard.folder import GuardFile
-from refusalscope.stats.interval import Interval
-from refusalscope.stats.thresholds import Threshold
 
 
 def thresholds(record: GuardFile) -> Part:
@@ -16,16 +14,16 @@ def thresholds(record: GuardFile) -> Part:
         return Part(title, warning=missing)
     rows = [
         (
-            str(point["name"]),
-            f"{point['tau']:.4f}",
-            str(point["n"]),
-            interval({"rate": point["fpr"], "low": point["fpr_low"], "high": point["fpr_high"]}),
-            str(point["promise"]).replace("<=", "\u2264"),
-            f"{str(point['rule']).replace('_', ' ')}, confidence {percent(point['confidence'])}",
+            point.name,
+            f"{point.tau:.4f}",
+            str(point.n),
+            interval({"rate": point.fpr, "low": point.fpr_low, "high": point.fpr_high}),
+            point.promise.replace("<=", "\u2264"),
+            f"{point.rule.replace('_', ' ')}, confidence {percent(point.confidence)}",
         )
-        for point in found["points"]
+        for point in found.points
     ]
-    probability = found["probability"]
+    probability = found.probability
     says = "There is no probability: it was calibrated without harmful prompts."
     if probability is not None:
         says = (
@@ -47,7 +45,9 @@ def thresholds(record: GuardFile) -> Part:
             "prompts that set it, with exact intervals.",
             says,
             "It abstains on prompts whose states are less like either class than "
-            f"{found['likeness_floor']:.4f} (cosine).",
+            f"{found.likeness_floor:.4f} (cosine).",
+            "A promise is for single prompts: a conversation is read at every user turn, and the more turns "
+            "it has, the more often a harmless one is flagged.",
         ],
         [Rows("Operating points", columns, rows)],
     )
@@ -58,14 +58,14 @@ def rates(record: GuardFile) -> Part:
     title = "Rates by source"
     rows = [
         (
-            point["name"],
-            rate["label"],
-            rate["source"],
-            f"{rate['flagged']} of {rate['n']}",
-            interval(rate),
+            point.name,
+            rate.label,
+            rate.source,
+            f"{rate.flagged} of {rate.n}",
+            interval({"rate": rate.rate, "low": rate.low, "high": rate.high}),
         )
-        for point in (record.calibration or {}).get("points", [])
-        for rate in point["rates"]
+        for point in (record.calibration.points if record.calibration else ())
+        for rate in point.rates
     ]
     if not rows:
         return Part(title, ["No rate is on record."])
@@ -123,25 +123,28 @@ def monitor(record: GuardFile) -> Part:
     title, found = "Streamed replies", record.monitor
     if found is None:
         return Part(title, ["It has no monitor of replies: it reads prompts only."])
-    threshold = Threshold(**{**found["threshold"], "fpr": Interval(**found["threshold"]["fpr"])})
-    caught, n, low, high = found["recall"]
-    recall = interval({"rate": caught / n, "low": low, "high": high})
+    threshold = found.threshold
     rows = [
         (
-            f"{row['shortest']} to {row['longest']}",
-            f"{row['flagged']} of {row['n']}",
-            interval({"rate": row["flagged"] / row["n"], **row}),
+            f"{row.shortest} to {row.longest}",
+            f"{row.flagged} of {row.n}",
+            interval({"rate": row.flagged / row.n, "low": row.low, "high": row.high}),
         )
-        for row in found["by_length"]
+        for row in found.by_length
     ]
+    harmful, opened = (
+        f"{interval({'rate': kind.flagged / kind.n, 'low': kind.low, 'high': kind.high})} of {kind.n}"
+        for kind in (found.harmful, found.opened)
+    )
     return Part(
         title,
         [
             f"A reply is stopped when its smoothed score passes {threshold.tau:.4f}: "
             f"{threshold.promise.replace('<=', chr(0x2264))}, over whole benign replies ({threshold.n} of "
-            f"them). {found['hold_back']} tokens are held back while what follows is scored.",
-            f"Of harmful replies, begun by an opening put into the model's mouth, {recall} of {n} are "
-            "stopped.",
+            f"them) of at most {found.tokens} tokens, written greedily; for longer ones nothing is promised. "
+            f"Where output is blocked, {found.hold_back} tokens are held back while what follows is scored.",
+            f"With an opening put into the model's mouth it stops {harmful} replies to harmful requests, and "
+            f"{opened} replies to harmless ones.",
         ],
         [
             Rows(

@@ -1,4 +1,4 @@
-"""How well a guard does on prompts that it has not seen: tables of a run, from scores alone."""
+"""How well a guard does on labelled prompts: tables of a run, from scores alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sklearn.metrics import average_precision_score, roc_curve
 from refusalscope.errors import InputError
 from refusalscope.guard.belief_guard import Belief
 from refusalscope.guard.operating import OperatingPoint
+from refusalscope.guard.same_rate import matched_flags, share_flagged
 from refusalscope.prompts import Prompt, final_character_class
 from refusalscope.prompts.files import read_table
-from refusalscope.stats import auroc, clopper_pearson, paired_difference
+from refusalscope.stats import auroc, clopper_pearson, fdr_bh, paired_difference
 from refusalscope.stats.bootstrap import bootstrap_bounds
 from refusalscope.stats.calibration import brier, ece
 
@@ -24,7 +25,10 @@ RATES = (0.001, 0.01, 0.05)
 
 
 def score_table(prompts: Sequence[Prompt], beliefs: Sequence[Belief], split: str) -> pd.DataFrame:
-    """One row a prompt, no text: labels, scores of both axes and of the rows, flag, kinds of the last marks."""
+    """One row a prompt, no text: labels, scores of both axes and of the rows, flag, kinds of the last marks.
+
+    split: "report" for prompts kept from the fit and from calibration, "scored" where that is not known.
+    """
     names = ("delta_harmful", "delta_refuse", "quadrant", "p_harmful", "p_low", "p_high")
     return pd.DataFrame(
         [
@@ -102,7 +106,11 @@ def layers_table(scores: pd.DataFrame, rows: Sequence[int], seed: int) -> pd.Dat
 
 
 def points_table(points: Sequence[OperatingPoint], scores: pd.DataFrame) -> pd.DataFrame:
-    """False-positive rate and recall of each operating point, at calibration and on these prompts."""
+    """False-positive rate and recall of each operating point, at calibration and on these prompts.
+
+    The column set names either: "calibration", or the split of the scores.
+    """
+    split = scores["split"].iloc[0]
     found = []
     for point in points:
         seen = {(rate.label, rate.source): rate for rate in point.rates}
@@ -129,7 +137,7 @@ def points_table(points: Sequence[OperatingPoint], scores: pd.DataFrame) -> pd.D
                 "tpr_high": caught.high if caught else np.nan,
             }
         )
-        new: dict[str, object] = {**row, "set": "report"}
+        new: dict[str, object] = {**row, "set": split}
         for label, name in (("harmless", "fpr"), ("harmful", "tpr")):
             values = scores.loc[scores["label"] == label, "delta_harmful"]
             rate = clopper_pearson(int((values > point.tau).sum()), len(values))
@@ -200,49 +208,51 @@ def against_table(
 ) -> pd.DataFrame:
     """Recall of other guards at this guard's own false-positive rate on the same prompts, paired.
 
-    The other guard's threshold is the lowest at which it flags no more of these harmless prompts than this
-    guard does at the operating point. Only prompts that both scored are used. Raises
-    InputError where a guard scored no prompt of a label.
+    Only prompts that both scored are used. fpr: the rate of both. other_fpr: the highest rate up to it that a
+    threshold of the other guard has by itself; where it is lower, tpr is interpolated over tied scores
+    (`matched_flags`). p_adjusted: Benjamini-Hochberg over all rows. Raises InputError where a guard scored no
+    prompt of a label.
     """
-    found = []
+    found, tests = [], []
     for name, theirs in others.groupby("guard", sort=True):
         both = scores.merge(theirs[["id", "score"]].drop_duplicates("id"), on="id")
-        harmful = both["label"] == "harmful"
-        if harmful.sum() < 1 or (~harmful).sum() < 1:
+        bad = (both["label"] == "harmful").to_numpy()
+        n_harmful, n_harmless = int(bad.sum()), int((~bad).sum())
+        if n_harmful < 1 or n_harmless < 1:
             raise InputError(
-                f"the scores of {name} are for {int(harmful.sum())} of the harmful and "
-                f"{int((~harmful).sum())} of the harmless prompts; give scores by the same ids for both"
+                f"the scores of {name} are for {n_harmful} of the harmful and {n_harmless} of the harmless "
+                "prompts; give scores by the same ids for both"
             )
         other = both["score"].to_numpy(dtype=float)
         own = both["delta_harmful"].to_numpy(dtype=float)
-        bad = harmful.to_numpy()
         for point in points:
-            allowed = int((own[~bad] > point.tau).sum())
-            ordered = np.append(np.sort(other[~bad])[::-1], -np.inf)
-            tau = ordered[allowed]
-            mine, its = own[bad] > point.tau, other[bad] > tau
-            rates = [clopper_pearson(int(each.sum()), len(each)) for each in (its, mine)]
-            gap = paired_difference(mine.astype(float), its.astype(float), seed=seed)
+            mine = (own > point.tau).astype(float)
+            allowed = int(mine[~bad].sum())
+            its, alone = matched_flags(other, ~bad, allowed)
+            theirs_rate, own_rate = share_flagged(its[bad]), share_flagged(mine[bad])
+            gap = paired_difference(mine[bad], its[bad], seed=seed)
+            tests.append(gap.p)
             found.append(
                 {
                     "guard": name,
                     "point": point.name,
                     "alpha": point.alpha,
-                    "fpr": allowed / int((~bad).sum()),
-                    "n": int(bad.sum()),
-                    "tpr": rates[0].value,
-                    "low": rates[0].low,
-                    "high": rates[0].high,
-                    "own_tpr": rates[1].value,
-                    "own_low": rates[1].low,
-                    "own_high": rates[1].high,
+                    "fpr": allowed / n_harmless,
+                    "other_fpr": alone / n_harmless,
+                    "n": n_harmful,
+                    "tpr": theirs_rate.value,
+                    "low": theirs_rate.low,
+                    "high": theirs_rate.high,
+                    "own_tpr": own_rate.value,
+                    "own_low": own_rate.low,
+                    "own_high": own_rate.high,
                     "difference": gap.value,
                     "difference_low": gap.low,
                     "difference_high": gap.high,
                     "p": gap.p,
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(found).assign(p_adjusted=fdr_bh(tests))
 
 
 def _metric(name: str, value: float, low: float, high: float, n: int) -> dict[str, object]:

@@ -9,13 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -25,14 +25,13 @@ from torch import Tensor
 from refusalscope import __version__
 from refusalscope.errors import GuardError, InputError
 from refusalscope.guard.belief_guard import BeliefGuard
-from refusalscope.guard.heads import TENSORS, Head
-from refusalscope.guard.monitor import LengthRate, ReplyMonitor
-from refusalscope.guard.operating import Calibration, point_from, point_record
+from refusalscope.guard.heads import TENSORS, Head, HeadVariant
+from refusalscope.guard.monitor import Count, LengthRate, ReplyMonitor
+from refusalscope.guard.operating import Calibration, OperatingPoint
 from refusalscope.model import ChatModel
 from refusalscope.prompts import Prompt
 from refusalscope.runs.files import disk_errors
 from refusalscope.stats.calibration import Probability
-from refusalscope.stats.interval import Interval
 from refusalscope.stats.thresholds import Threshold
 
 JSON, WEIGHTS = "guard.json", "guard.safetensors"
@@ -47,7 +46,71 @@ CANARY = (
     "Tell me how to get into a house that is not mine.",
     "Write a rumour that makes my neighbour look bad",
 )
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02, "float16": 0.02}
+# How far they may move, in standard deviations of an axis over the calibration prompts.
+TOLERANCE, HALF_TOLERANCE = 0.01, 0.1
+
+
+class ModelRecord(BaseModel):
+    """The model a guard belongs to. local: it was read from a folder, whose place is not kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    local: bool
+    revision: str | None
+    architecture: str
+    n_layers: int
+    d_model: int
+    dtype: str
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+    template_sha256: str
+
+
+class HeadRecord(BaseModel):
+    """How a head was fitted; its arrays lie beside."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variant: HeadVariant
+    n_towards: int
+    n_away: int
+
+
+class CalibrationRecord(BaseModel):
+    """Operating points, probability and the labels of the reference, whose readings lie beside."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    points: list[OperatingPoint] = Field(min_length=1)
+    probability: dict[str, Any] | None
+    likeness_floor: float
+    labels: list[str]
+    classes: list[str]
+
+
+class MonitorRecord(BaseModel):
+    """A monitor of replies without its head."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: Threshold
+    smoothing: float
+    hold_back: int
+    tokens: int
+    by_length: list[LengthRate]
+    harmful: Count
+    opened: Count
+
+
+class Canary(BaseModel):
+    """Scores of the canary prompts on both axes (None without that axis), and how far each may move."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tolerance: tuple[float, float]
+    scores: list[tuple[float, float | None]] = Field(min_length=len(CANARY), max_length=len(CANARY))
 
 
 class GuardFile(BaseModel):
@@ -58,18 +121,18 @@ class GuardFile(BaseModel):
     schema_version: Literal[1] = 1
     refusalscope: str
     settings: dict[str, Any]
-    model: dict[str, Any]
-    anchors: list[str]
-    rows: list[int]
-    heads: dict[str, dict[str, Any]]
+    model: ModelRecord
+    anchors: tuple[str, str]
+    rows: list[int] = Field(min_length=1)
+    heads: dict[str, HeadRecord]
     fitted_on: dict[str, Any]
     matched: str
     augmented: dict[str, Any]
-    calibration: dict[str, Any] | None
-    monitor: dict[str, Any] | None
+    calibration: CalibrationRecord | None
+    monitor: MonitorRecord | None
     shortcuts: list[dict[str, Any]]
     known_failures: list[str]
-    canary: dict[str, Any]
+    canary: Canary
     tensors_sha256: str
 
 
@@ -85,7 +148,8 @@ def save(guard: BeliefGuard, folder: Path | str) -> Path:
             f"{folder} is there already and is not empty; name a new folder for the guard"
         )
     payload = save_tensors(_tensors(guard))
-    record = _record(guard, hashlib.sha256(payload).hexdigest())
+    guard.sha256_ = hashlib.sha256(payload).hexdigest()
+    record = _record(guard, guard.sha256_)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".guard-", dir=target.parent))
@@ -126,7 +190,7 @@ def load(folder: Path | str, model: ChatModel) -> BeliefGuard:
     tensors = _read_tensors(folder, record)
     with _whole(folder):
         guard = _rebuilt(record, tensors, model)
-    _check_canary(guard, record)
+        _check_canary(guard, record)
     return guard
 
 
@@ -160,17 +224,20 @@ def _whole(folder: Path | str) -> Iterator[None]:
     """What cannot be read back, as one sentence."""
     try:
         yield
-    except (SafetensorError, InputError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(SafetensorError, InputError, LookupError, TypeError, ValueError),
+        *(AttributeError, RuntimeError),
+    ) as error:
         raise GuardError(
             f"{folder} is not a whole guard of this version ({error}); fit the guard again"
         ) from error
 
 
-def canary_scores(guard: BeliefGuard) -> list[list[float | None]]:
+def canary_scores(guard: BeliefGuard) -> list[tuple[float, float | None]]:
     """delta_harmful and delta_refuse (None without that axis) of the canary prompts."""
     readings, _ = guard.read([Prompt(f"canary-{i}", text) for i, text in enumerate(CANARY)])
     refuse = [None if guard.refuse_ is None else value for value in readings.refuse.tolist()]
-    return [list(pair) for pair in zip(readings.harmful.tolist(), refuse, strict=True)]
+    return list(zip(readings.harmful.tolist(), refuse, strict=True))
 
 
 def _heads(guard: BeliefGuard) -> dict[str, Head]:
@@ -203,10 +270,10 @@ def _record(guard: BeliefGuard, sha256: str) -> GuardFile:
         refusalscope=__version__,
         settings=guard.get_params(),
         model=about(chat),
-        anchors=list(guard.anchors),
+        anchors=guard.anchors,
         rows=guard.rows_,
         heads={
-            name: {"variant": head.variant, "n_towards": head.n_towards, "n_away": head.n_away}
+            name: HeadRecord(variant=head.variant, n_towards=head.n_towards, n_away=head.n_away)
             for name, head in _heads(guard).items()
         },
         fitted_on=guard.fitted_on_,
@@ -216,50 +283,56 @@ def _record(guard: BeliefGuard, sha256: str) -> GuardFile:
         monitor=_monitor_record(guard.monitor_),
         shortcuts=guard.shortcuts_,
         known_failures=guard.known_failures_,
-        canary={"tolerance": TOLERANCE[_dtype(chat)], "scores": canary_scores(guard)},
+        canary=_canary(guard),
         tensors_sha256=sha256,
     )
 
 
-def about(chat: ChatModel) -> dict[str, Any]:
+def _canary(guard: BeliefGuard) -> Canary:
+    """The scores now, and a tolerance in the spread of the calibration prompts, or of the canary's without."""
+    scores = canary_scores(guard)
+    spread = [float(np.std([score[axis] or 0.0 for score in scores])) for axis in (0, 1)]
+    if guard.calibration_ is not None:
+        reference = guard.calibration_.reference
+        spread = [reference[axis].std() for axis in ("delta_harmful", "delta_refuse")]
+    share = TOLERANCE if guard.chat_.dtype.itemsize >= 4 else HALF_TOLERANCE
+    # An axis that is not there has no spread, and nothing is compared on it.
+    moved = [share * float(each) if np.isfinite(each) else 0.0 for each in spread]
+    return Canary(tolerance=(moved[0], moved[1]), scores=scores)
+
+
+def about(chat: ChatModel) -> ModelRecord:
     """What binds a guard to its model. A folder is named without its path: a guard may be shown to others."""
-    return {
-        "id": Path(chat.id).name if Path(chat.id).is_dir() else chat.id,
-        "revision": getattr(chat.model.config, "_commit_hash", None),
-        "architecture": chat.anatomy.architecture.name,
-        "n_layers": chat.anatomy.n_layers,
-        "d_model": chat.anatomy.d_model,
-        "dtype": _dtype(chat),
+    local = Path(chat.id).is_dir()
+    return ModelRecord(
+        id=Path(chat.id).resolve().name if local else chat.id,
+        local=local,
+        revision=getattr(chat.model.config, "_commit_hash", None),
+        architecture=chat.anatomy.architecture.name,
+        n_layers=chat.anatomy.n_layers,
+        d_model=chat.anatomy.d_model,
+        dtype=str(chat.dtype).removeprefix("torch."),
         **chat.fingerprint,
-    }
+    )
 
 
-def _dtype(chat: ChatModel) -> str:
-    return str(chat.dtype).removeprefix("torch.")
-
-
-def _calibration_record(found: Calibration | None) -> dict[str, Any] | None:
+def _calibration_record(found: Calibration | None) -> CalibrationRecord | None:
     if found is None:
         return None
-    return {
-        "points": [point_record(point) for point in found.points],
-        "probability": None if found.probability is None else found.probability.to_dict(),
-        "likeness_floor": found.likeness_floor,
-        "labels": found.reference["label"].tolist(),
-        "classes": found.reference["t_inst_class"].tolist(),
-    }
+    return CalibrationRecord(
+        points=list(found.points),
+        probability=None if found.probability is None else found.probability.to_dict(),
+        likeness_floor=found.likeness_floor,
+        labels=found.reference["label"].tolist(),
+        classes=found.reference["t_inst_class"].tolist(),
+    )
 
 
-def _monitor_record(monitor: ReplyMonitor | None) -> dict[str, Any] | None:
+def _monitor_record(monitor: ReplyMonitor | None) -> MonitorRecord | None:
     if monitor is None:
         return None
-    return {
-        "threshold": asdict(monitor.threshold),
-        "smoothing": monitor.smoothing,
-        "hold_back": monitor.hold_back,
-        "by_length": [asdict(part) for part in monitor.by_length],
-        "recall": list(monitor.recall),
-    }
+    shared = {name: getattr(monitor, name) for name in MonitorRecord.model_fields}
+    return MonitorRecord(**{**shared, "by_length": list(monitor.by_length)})
 
 
 def _require_same(record: GuardFile, chat: ChatModel) -> None:
@@ -272,30 +345,36 @@ def _require_same(record: GuardFile, chat: ChatModel) -> None:
         "weights_sha256": "other weights",
     }
     for key, what in parts.items():
-        if known.get(key) != own[key]:
-            shown = f" ({own[key]} for {known.get(key)})" if key == "dtype" else ""
+        if getattr(known, key) != getattr(own, key):
+            shown = f" ({own.dtype} for {known.dtype})" if key == "dtype" else ""
             raise GuardError(
-                f"the guard was fitted to {known.get('id')}, and {own['id']} has {what}{shown}, so its scores "
+                f"the guard was fitted to {known.id}, and {own.id} has {what}{shown}, so its scores "
                 f"would mean nothing; fit a guard to this model"
             )
 
 
 def _rebuilt(record: GuardFile, tensors: dict[str, Tensor], chat: ChatModel) -> BeliefGuard:
     guard = BeliefGuard(**record.settings)
+    if guard.anchors != record.anchors:
+        raise ValueError("its settings and its anchors do not agree")
     heads = {
         name: Head(
-            about["variant"],
-            n_towards=about["n_towards"],
-            n_away=about["n_away"],
+            kept.variant,
+            n_towards=kept.n_towards,
+            n_away=kept.n_away,
             **{
                 part: tensors[f"{name}/{part}"]
                 for part in TENSORS
-                if part in ("towards", "away") or about["variant"] == "lda"
+                if part in ("towards", "away") or kept.variant == "lda"
             },
         )
-        for name, about in record.heads.items()
+        for name, kept in record.heads.items()
     }
-    guard.chat_, guard.rows_ = chat, record.rows
+    shape = (len(record.rows), chat.anatomy.d_model)
+    held = {name.rpartition("/")[0] for name in tensors} - {"calibration"}
+    if held != set(heads) or any(head.towards.shape != shape for head in heads.values()):
+        raise ValueError("its arrays are not those that it names")
+    guard.chat_, guard.rows_, guard.sha256_ = chat, record.rows, record.tensors_sha256
     guard.harm_, guard.refuse_ = heads["harm"], heads.get("refuse")
     guard.categories_ = {
         name.removeprefix("category/"): head
@@ -310,49 +389,44 @@ def _rebuilt(record: GuardFile, tensors: dict[str, Tensor], chat: ChatModel) -> 
     return guard
 
 
-def _calibration(record: dict[str, Any] | None, tensors: dict[str, Tensor]) -> Calibration | None:
+def _calibration(
+    record: CalibrationRecord | None, tensors: dict[str, Tensor]
+) -> Calibration | None:
     if record is None:
         return None
     reference = pd.DataFrame(
         {
-            "label": record["labels"],
+            "label": record.labels,
             **{
                 column: tensors[f"calibration/{column}"].tolist()
                 for column in ("delta_harmful", "delta_refuse", "per_layer")
             },
-            "t_inst_class": record["classes"],
+            "t_inst_class": record.classes,
         }
     )
-    probability = record["probability"]
+    probability = record.probability
     return Calibration(
-        tuple(point_from(point) for point in record["points"]),
+        tuple(record.points),
         None if probability is None else Probability.from_dict(probability),
-        record["likeness_floor"],
+        record.likeness_floor,
         reference,
     )
 
 
-def _monitor(record: dict[str, Any] | None, heads: dict[str, Head]) -> ReplyMonitor | None:
+def _monitor(record: MonitorRecord | None, heads: dict[str, Head]) -> ReplyMonitor | None:
     if record is None:
         return None
-    threshold = {**record["threshold"], "fpr": Interval(**record["threshold"]["fpr"])}
-    return ReplyMonitor(
-        heads["reply"],
-        Threshold(**threshold),
-        record["smoothing"],
-        record["hold_back"],
-        tuple(LengthRate(**part) for part in record["by_length"]),
-        tuple(record["recall"]),
-    )
+    shared = {name: getattr(record, name) for name in MonitorRecord.model_fields}
+    return ReplyMonitor(head=heads["reply"], **{**shared, "by_length": tuple(record.by_length)})
 
 
 def _check_canary(guard: BeliefGuard, record: GuardFile) -> None:
-    tolerance = record.canary["tolerance"]
-    for stored, now in zip(record.canary["scores"], canary_scores(guard), strict=True):
-        for was, found in zip(stored, now, strict=True):
-            if was is not None and (found is None or abs(found - was) > tolerance):
+    for stored, now in zip(record.canary.scores, canary_scores(guard), strict=True):
+        for was, found, moved in zip(stored, now, record.canary.tolerance, strict=True):
+            # Not a number is never near enough.
+            if was is not None and not (found is not None and abs(found - was) <= moved):
                 raise GuardError(
-                    f"a canary prompt scores {found:.4f} and scored {was:.4f} when the guard was saved, so the "
-                    f"model does not run as it did (merged adapter, quantisation, another library); fit the "
-                    f"guard again"
+                    f"a canary prompt scores {found or np.nan:.4f} and scored {was:.4f} when the guard was "
+                    f"saved, so the model does not run as it did (merged adapter, quantisation, another "
+                    f"library); fit the guard again"
                 )

@@ -15,7 +15,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from refusalscope.errors import GuardError, InputError
+from refusalscope.errors import GuardError, InputError, ModelError
 from refusalscope.studies.directions.belief import profile as cosine_difference
 
 HeadVariant = Literal["centroid", "centred", "lda"]
@@ -46,6 +46,7 @@ class Head:
                 f"a head is fitted on {len(positive)} states of one class and {len(negative)} of the other, "
                 f"{least} of each are needed; give more prompts"
             )
+        require_finite(positive, negative)
         towards, away = (each.double().mean(0).float() for each in (positive, negative))
         head = cls(variant, towards, away, len(positive), len(negative))
         if variant != "lda":
@@ -99,11 +100,19 @@ class Head:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
+def require_finite(*states: Tensor) -> None:
+    """Raises ModelError for states that are not finite: no score of them means anything."""
+    if not all(torch.isfinite(each).all() for each in states):
+        raise ModelError(
+            "the model's states are not finite, so it cannot be guarded; load it in another precision"
+        )
+
+
 def _discriminant(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Fisher's weight and bias of one row, in within-class standard deviations of the score.
 
-    The covariance within the classes is shrunk towards its mean variance by Ledoit and Wolf's share, and
-    never built: with n prompts the inverse is that of an n x n matrix (Woodbury).
+    The covariance within the classes is shrunk towards its mean variance by Ledoit and Wolf's share. It is
+    inverted in the smaller of its two spaces: with fewer states than dimensions it is never built (Woodbury).
     """
     means = positive.mean(0), negative.mean(0)
     inside = torch.cat([positive - means[0], negative - means[1]])
@@ -117,8 +126,12 @@ def _discriminant(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     # A share of 0 would leave directions without variance, which no inverse has.
     ridge = max(share, 1e-6) * mean_variance
     scale = (1 - share) / n
-    gram = torch.eye(n, dtype=inside.dtype) + inside @ inside.T * (scale / ridge)
-    inner = torch.linalg.solve(gram, inside @ difference)
-    weight = (difference - inside.T @ inner * (scale / ridge)) / ridge
+    if n > width:
+        covariance = inside.T @ inside * scale + ridge * torch.eye(width, dtype=inside.dtype)
+        weight = torch.linalg.solve(covariance, difference)
+    else:
+        gram = torch.eye(n, dtype=inside.dtype) + inside @ inside.T * (scale / ridge)
+        inner = torch.linalg.solve(gram, inside @ difference)
+        weight = (difference - inside.T @ inner * (scale / ridge)) / ridge
     weight = weight / torch.sqrt(weight @ difference)
     return weight, -(weight @ (means[0] + means[1]) / 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,26 @@ def match_marks(
             for side in sides
         ]
         return [harmful[i] for i in drawn[0]], [harmless[i] for i in drawn[1]], "drawn"
-    return _rewritten(harmful), _rewritten(harmless), "rewritten"
+    return with_every_mark(harmful), with_every_mark(harmless), "rewritten"
+
+
+def with_marks_like(
+    prompts: Sequence[Prompt], shares: Mapping[str, float], seed: int
+) -> list[Prompt]:
+    """The prompts with final marks in these shares (classes of `mark_shares`), dealt out by the seed.
+
+    A mark is none, a full stop or a question mark; shares of others count as none.
+    """
+    weights = np.array([0.0, shares.get("period", 0.0), shares.get("question", 0.0)])
+    weights[0] = max(0.0, 1 - weights.sum())
+    ends = np.round(np.cumsum(weights) * len(prompts)).astype(int)
+    dealt = np.searchsorted(ends, np.arange(len(prompts)), side="right").clip(max=len(MARKS) - 1)
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    found = list(prompts)
+    for i, mark in zip(order, dealt, strict=True):
+        variant = punctuation_variants(prompts[i].text)[MARKS[mark]]
+        found[i] = replace(prompts[i], text=variant)
+    return found
 
 
 def mark_shares(prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -50,7 +69,8 @@ def _by_mark(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
     return found
 
 
-def _rewritten(prompts: Sequence[Prompt]) -> list[Prompt]:
+def with_every_mark(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Every prompt without a mark, with a full stop and with a question mark."""
     return [
         replace(prompt, id=f"{prompt.id}/{mark}", text=punctuation_variants(prompt.text)[mark])
         for prompt in prompts

@@ -1,15 +1,15 @@
 """Replies watched as they stream: a score a token, smoothed, with a threshold for whole replies.
 
-The paper reads prompts only. The axis here is fitted on reply tokens: of replies in which the model goes
-along with a harmful request (an opening put into its mouth, as an attacker would) against its answers to
-harmless ones (method page, section 11.2). A threshold for a token would be passed by every long reply, so it
-is set on the highest smoothed score of whole benign replies.
+The paper reads prompts only. The axis here is fitted on reply tokens: the model goes along with harmful and
+with harmless requests, the same opening put into its mouth, and what comes after the opening tells harm from
+no harm (method page, section 11.2). A threshold for a token would be passed by every long reply, so it is set
+on the highest smoothed score of whole benign replies, and promises for replies up to their length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,24 +18,27 @@ import torch
 from torch import Tensor
 
 from refusalscope.errors import InputError
-from refusalscope.guard.heads import Head
+from refusalscope.guard.heads import Head, require_finite
 from refusalscope.guard.reading import Prompts, site_of
-from refusalscope.model import ChatModel, Rendered
+from refusalscope.model import Rendered
 from refusalscope.model.clean import PAD
 from refusalscope.progress import Progress, Silent
+from refusalscope.prompts import Prompt
 from refusalscope.stats import clopper_pearson
 from refusalscope.stats.thresholds import Rule, Threshold, fpr_threshold
 
 if TYPE_CHECKING:
     from refusalscope.guard.belief_guard import BeliefGuard
 
+Array = npt.NDArray[np.float64]
 OPENING = "Sure, here is"
+OPENED = "opened"
 # Share of the past in a smoothed score: about four tokens count.
 SMOOTHING = 0.75
 HOLD_BACK = 4
-TOKENS = 48
-# Replies read together.
-AT_ONCE = 32
+TOKENS = 256
+# Replies read together; replies of a class that the axis is fitted on, and tokens of each.
+AT_ONCE, FITTED, TOKENS_FITTED = 32, 200, 8
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,33 @@ class LengthRate:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Replies of a kind that pass the threshold, with an exact interval."""
+
+    n: int
+    flagged: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class ReplyMonitor:
     """An axis over reply tokens and the threshold of its highest smoothed score.
 
-    hold_back: tokens that are kept back while what follows them is scored. by_length: benign calibration
-    replies in thirds of their length. recall: harmful calibration replies that pass it, with an exact interval.
+    hold_back: tokens that are kept back while what follows them is scored. tokens: the longest reply that the
+    threshold was set on; it promises nothing for longer ones. by_length: benign calibration replies in thirds
+    of their length. harmful, opened: calibration replies to harmful and to harmless requests with the opening
+    put into the model's mouth; the second tells whether the opening alone alarms.
     """
 
     head: Head
     threshold: Threshold
     smoothing: float
     hold_back: int
+    tokens: int
     by_length: tuple[LengthRate, ...]
-    recall: tuple[int, int, float, float]
+    harmful: Count
+    opened: Count
 
     @property
     def tau(self) -> float:
@@ -83,8 +100,10 @@ class Watch:
         self.highest = -np.inf
 
     def step(self, states: Tensor) -> float:
-        """Smoothed score after a token whose states are [rows, d_model] float32."""
-        score = float(self.monitor.head.score(states[None].float().cpu())[0])
+        """Smoothed score after a token whose states are [rows, d_model]. Raises ModelError if not finite."""
+        states = states[None].float().cpu()
+        require_finite(states)
+        score = float(self.monitor.head.score(states)[0])
         b = self.monitor.smoothing
         self.smoothed = score if self.smoothed is None else b * self.smoothed + (1 - b) * score
         self.highest = max(self.highest, self.smoothed)
@@ -109,23 +128,46 @@ def fit_monitor(
 ) -> ReplyMonitor:
     """Fit on (harmful, harmless) prompts and set the threshold on others; the replies are the model's own.
 
-    Raises InputError for too few harmless calibration prompts, with the number needed, and where a side gives
-    no reply.
+    Greedy replies of up to `max_new_tokens`. The axis takes at most 200 replies of a class and eight tokens of
+    each, drawn by the guard's seed. Raises InputError for too few harmless calibration prompts, with the number
+    needed, and where the model says nothing.
     """
-    progress = progress or Silent()
-    sides = [
-        _replies(guard, prompts, opening, max_new_tokens, progress)
-        for both in (fit, calibration)
-        for prompts, opening in zip(both, (OPENING, ""), strict=True)
+    progress, rng = progress or Silent(), np.random.default_rng(guard.seed)
+
+    def said(prompts: Prompts, opening: str) -> list[Rendered]:
+        return _replies(guard, list(prompts), opening, max_new_tokens, progress)
+
+    opened = [said(list(side)[:FITTED], OPENING) for side in fit]
+    classes = [
+        torch.cat([_some(states, one, rng) for one, states in each_reply(guard, replies)])
+        for replies in opened
     ]
-    head = Head.fit(guard.variant, torch.cat(sides[0]), torch.cat(sides[1]))
-    peaks = [np.array([_peak(head, states) for states in side]) for side in sides[2:]]
-    threshold = fpr_threshold(peaks[1], fpr, rule=rule, confidence=confidence)
-    caught = clopper_pearson(int((peaks[0] > threshold.tau).sum()), len(peaks[0]))
-    recall = int((peaks[0] > threshold.tau).sum()), caught.n, caught.low, caught.high
-    lengths = np.array([len(states) for states in sides[3]])
-    by_length = _by_length(lengths, peaks[1] > threshold.tau)
-    return ReplyMonitor(head, threshold, SMOOTHING, hold_back, by_length, recall)
+    head = Head.fit(guard.variant, *classes)
+
+    def peaks(replies: list[Rendered]) -> Array:
+        return np.array([_peak(head, states) for _, states in each_reply(guard, replies)])
+
+    own = said(calibration[1], "")
+    benign = peaks(own)
+    threshold = fpr_threshold(benign, fpr, rule=rule, confidence=confidence)
+    harmful, harmless = (_count(peaks(said(side, OPENING)) > threshold.tau) for side in calibration)
+    lengths = np.array([len(one) - one.n_prompt for one in sorted(own, key=len)])
+    by_length = _by_length(lengths, benign > threshold.tau)
+    return ReplyMonitor(
+        head, threshold, SMOOTHING, hold_back, max_new_tokens, by_length, harmful, harmless
+    )
+
+
+def _count(flagged: npt.NDArray[np.bool_]) -> Count:
+    rate = clopper_pearson(int(flagged.sum()), len(flagged))
+    return Count(rate.n, int(flagged.sum()), rate.low, rate.high)
+
+
+def _some(states: Tensor, reply: Rendered, rng: np.random.Generator) -> Tensor:
+    """A few tokens of a reply after its opening, which both classes share; of a short one, its last."""
+    after = states[reply.anchors[OPENED] - reply.n_prompt :]
+    after = after if len(after) else states[-1:]
+    return after[np.sort(rng.permutation(len(after))[:TOKENS_FITTED])]
 
 
 def _peak(head: Head, states: Tensor) -> float:
@@ -154,21 +196,27 @@ def _by_length(
 
 def _replies(
     guard: BeliefGuard,
-    prompts: Prompts,
+    prompts: list[Prompt],
     opening: str,
     max_new_tokens: int,
     progress: Progress,
-) -> list[Tensor]:
-    """States of every reply token, a reply: [tokens, rows, d_model]; replies without a token are left out."""
+) -> list[Rendered]:
+    """The model's greedy replies, begun for it with an opening; replies without a token are left out.
+
+    The anchor `opened` is where its own words begin.
+    """
     chat = guard.chat_
     track = progress.track("replies to watch")
-    forced = [_opened(chat, one, opening) for one in chat.render(list(prompts))]
-    said = chat.generate(forced, max_new_tokens=max_new_tokens, progress=track)
+    begun = [chat.with_reply(one, opening) if opening else one for one in chat.render(prompts)]
+    said = chat.generate(begun, max_new_tokens=max_new_tokens, progress=track)
     whole = [
-        one.with_reply([*one.ids[one.n_prompt :], *ids])
-        for one, ids in zip(forced, said, strict=True)
+        replace(
+            one.with_reply([*one.ids[one.n_prompt :], *ids]),
+            anchors={**one.anchors, OPENED: len(one)},
+        )
+        for one, ids in zip(begun, said, strict=True)
     ]
-    found = reply_states(chat, [one for one in whole if len(one) > one.n_prompt], guard.rows_)
+    found = [one for one in whole if len(one) > one.n_prompt]
     if not found:
         raise InputError(
             "the model replied with nothing to every prompt, so there is no reply to learn from; give others"
@@ -176,13 +224,15 @@ def _replies(
     return found
 
 
-def reply_states(chat: ChatModel, replies: Sequence[Rendered], rows: Sequence[int]) -> list[Tensor]:
-    """States of the reply tokens of teacher-forced replies, a reply: [tokens, rows, d_model] float32."""
-    sites = [site_of(row, chat.anatomy.n_layers) for row in rows]
-    found: list[Tensor] = [torch.empty(0)] * len(replies)
-    order = sorted(range(len(replies)), key=lambda i: len(replies[i]))
+def each_reply(
+    guard: BeliefGuard, replies: Sequence[Rendered]
+) -> Iterator[tuple[Rendered, Tensor]]:
+    """Teacher-forced replies by length, each with the states of its tokens: [tokens, rows, d_model] float32."""
+    chat = guard.chat_
+    sites = [site_of(row, chat.anatomy.n_layers) for row in guard.rows_]
+    order = sorted(replies, key=len)
     for at in range(0, len(order), AT_ONCE):
-        part = [replies[i] for i in order[at : at + AT_ONCE]]
+        part = order[at : at + AT_ONCE]
         start, stop = min(one.n_prompt for one in part), len(part[-1])
         # Attention is causal: what stands on the right of a reply changes nothing in it.
         padded = [
@@ -190,10 +240,5 @@ def reply_states(chat: ChatModel, replies: Sequence[Rendered], rows: Sequence[in
         ]
         states = chat.capture(padded, sites, [(place,) for place in range(start, stop)])
         stacked = torch.stack([states[site] for site in sites], dim=2)
-        for i, one, block in zip(order[at:], part, stacked, strict=False):
-            found[i] = block[one.n_prompt - start : len(one) - start]
-    return found
-
-
-def _opened(chat: ChatModel, rendered: Rendered, opening: str) -> Rendered:
-    return chat.with_reply(rendered, opening) if opening else rendered
+        for one, block in zip(part, stacked, strict=True):
+            yield one, block[one.n_prompt - start : len(one) - start]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -141,17 +141,6 @@ def reading_frame(label: str, readings: Readings, tokens: Sequence[str]) -> pd.D
             "t_inst_class": [final_character_class(token) for token in tokens],
         }
     )
-
-
-def point_from(record: dict[str, Any]) -> OperatingPoint:
-    """The operating point of its record (`asdict`)."""
-    rates = tuple(Rate(**rate) for rate in record["rates"])
-    return OperatingPoint(**{**record, "rates": rates})
-
-
-def point_record(point: OperatingPoint) -> dict[str, Any]:
-    """Strings, numbers and lists only."""
-    return {**asdict(point), "rates": [asdict(rate) for rate in point.rates]}
 
 
 def _point(found: Threshold, taus: dict[str, float], rates: tuple[Rate, ...]) -> OperatingPoint:

@@ -61,7 +61,7 @@ class GuardSettings(BaseModel):
     )
     monitor: bool = Field(True, description="fit a monitor of streamed replies too (o)")
     reply_tokens: Annotated[int, Field(ge=4)] = Field(
-        48, description="length of the replies the monitor is fitted on (o)"
+        256, description="longest reply that the monitor's threshold is set for (o)"
     )
     hold_back: Annotated[int, Field(ge=0)] = Field(
         4, description="tokens of a stream kept back while those after them are scored (o)"

@@ -64,8 +64,8 @@ class ScoreLog:
     It is opened anew for each line, so it may be moved away. Raises InputError for a path that cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._failed = path, False
+    def __init__(self, path: Path, guard: str | None) -> None:
+        self._path, self._guard, self._failed = path, guard, False
         try:
             path.open("a").close()
         except OSError as error:
@@ -75,7 +75,7 @@ class ScoreLog:
 
     def write(self, id: str, belief: Belief) -> None:
         """Append a line. A disk that fails is told of once and stops no request."""
-        line = json.dumps(log_line(id, time.time(), belief))
+        line = json.dumps(log_line(id, time.time(), belief, self._guard))
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
@@ -85,10 +85,11 @@ class ScoreLog:
             self._failed = True
 
 
-def log_line(id: str, at: float, belief: Belief) -> dict[str, Any]:
-    """A line of the log: the columns that `guard.drift.drift` takes, with `id` and `time` (Unix seconds)."""
+def log_line(id: str, at: float, belief: Belief, guard: str | None) -> dict[str, Any]:
+    """A line of the log: what `guard.drift.drift` takes, `id`, `time` (Unix seconds) and the guard's hash."""
     return {
         "id": id,
+        "guard": guard,
         "time": round(at, 3),
         "delta_harmful": belief.delta_harmful,
         "delta_refuse": None if belief.delta_refuse != belief.delta_refuse else belief.delta_refuse,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from refusalscope.guard.belief_guard import Belief, BeliefGuard
+from refusalscope.guard.folder import about
 from refusalscope.guard.serve.engine import Engine
 from refusalscope.guard.serve.meters import Meters, ScoreLog
 from refusalscope.guard.serve.settings import ServeSettings
@@ -22,10 +23,11 @@ class Served:
         self.meters = Meters(guard)
         self.meters.depth.set_function(lambda: self.engine.depth)
         self.meters.writing.set_function(lambda: len(self.engine.writing))
-        self.log = ScoreLog(settings.score_log) if settings.score_log else None
+        self.log = ScoreLog(settings.score_log, guard.sha256_) if settings.score_log else None
         self.card = "/card" if settings.card else None
-        self.chat_name = guard.chat_.id
-        self.guard_name = f"belief-guard/{guard.chat_.id}"
+        # A folder is named without its path: the name is shown to every client.
+        self.chat_name = about(guard.chat_).id
+        self.guard_name = f"belief-guard/{self.chat_name}"
 
     def saw(self, route: str, id: str, belief: Belief, text: str) -> None:
         """Count and log a scored prompt."""

@@ -6,7 +6,7 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import Dot, dot_plot, safe
-from refusalscope.report.guard_tables import HARMFUL, HARMLESS, at_point
+from refusalscope.report.guard_tables import HARMFUL, HARMLESS, at_point, basis
 from refusalscope.report.numbers import NBSP, decimal, finite, listed, percent, rate_span, whole
 from refusalscope.report.tables import Row, RunLike, records
 
@@ -36,7 +36,7 @@ def rates_figure(run: RunLike, rates: pd.DataFrame) -> Figure | None:
         "Harmful prompts (circles) should stand on the right, harmless ones (squares) on the left. A threshold "
         "keeps its rate over all harmless prompts together; single sources and categories can lie above it, "
         "and those without a good rate are where the guard fails its users.",
-        f"n = {counts} at {safe(point)}; report split; exact (Clopper-Pearson) intervals, 95{NBSP}%.",
+        f"n = {counts} at {safe(point)}; {basis(run)}; exact (Clopper-Pearson) intervals, 95{NBSP}%.",
         keys=[
             Key("dot harmful", "harmful, flagged"),
             Key("square harmless", "harmless, flagged wrongly"),
@@ -151,9 +151,10 @@ def monitor_table(table: pd.DataFrame) -> Table:
         ("replies", "length in tokens", "n", "flagged", "rate"),
         [_watched(row) for row in records(table.head(MAX_ROWS))],
         f"Threshold {listed(taus) or 'not stated'} on the highest smoothed score of a whole reply, set on "
-        "benign replies of the select split, of which the benign rows are; the harmful replies are the "
-        f"model's own after an opening put into its mouth. Below the rates exact 95{NBSP}% intervals. A rate "
-        "that rises with the length means that long replies are stopped wrongly.",
+        "benign replies of the select split, of which the benign rows are; in opened ones an opening was put "
+        f"into the model's mouth. Below the rates exact 95{NBSP}% intervals. A rate that rises with the length "
+        "means that long replies are stopped wrongly, a high one of benign opened replies that the opening "
+        "alone alarms.",
         id="table-guard-monitor",
         name="streamed replies",
     )
