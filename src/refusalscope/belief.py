@@ -11,6 +11,7 @@ from refusalscope.front import (
     PathLike,
     about_model,
     default_pairs,
+    default_splits,
     describe,
     load_patient,
     split_prompts,
@@ -19,16 +20,19 @@ from refusalscope.front import (
 from refusalscope.judge import Judge
 from refusalscope.model import ChatModel
 from refusalscope.progress import Progress
-from refusalscope.prompts import PairSet, PromptSet
+from refusalscope.prompts import PairSet, PromptSet, concat
 from refusalscope.report import write_report
 from refusalscope.runs import Run, RunView, open_run, refuse_occupied
+from refusalscope.studies.directions.belief import belief_rows
 from refusalscope.studies.directions.belief_settings import BeliefSettings, preset
+from refusalscope.studies.directions.belief_shortcuts import other_marks
 from refusalscope.studies.directions.belief_study import run_belief
 from refusalscope.studies.directions.tuned import require_same_shape
 from refusalscope.studies.subject import SPLITS, prepare
 
-# Fit: the centroids and the directions of categories; report: all that is said. Nothing is chosen.
-FRACTIONS = {"fit": 0.6, "report": 0.4}
+# Fit: the centroids and the directions of categories; select: the layer that each direction is told at;
+# report: all that is said.
+FRACTIONS = {"fit": 0.55, "select": 0.1, "report": 0.35}
 
 
 def study_belief(
@@ -57,12 +61,11 @@ def study_belief(
     chosen = preset(settings) if isinstance(settings, str) else settings
     if not resume:
         refuse_occupied(Path(out))
-    data = load_prompts(pairs, harmful, harmless) or default_pairs(model)
-    splits = split_prompts(data, FRACTIONS, chosen.seed)
-    prompts = {
-        "select": PromptSet(()),
-        **{n: s.prompts() if isinstance(s, PairSet) else s for n, s in splits.items()},
-    }
+    given = load_prompts(pairs, harmful, harmless)
+    own = default_splits(model) if given is None else None
+    data = concat(*own.values()) if own else given or default_pairs(model)
+    splits = own or split_prompts(data, FRACTIONS, chosen.seed)
+    prompts = {n: s.prompts() if isinstance(s, PairSet) else s for n, s in splits.items()}
     load = partial(load_patient, dtype=dtype, device=device, device_map=device_map)
     patient = load(model)
     other = load(tuned).chat if tuned is not None else None
@@ -70,9 +73,10 @@ def study_belief(
     judge = Judge.from_name(chosen.judge)
     if other is not None:
         require_same_shape(chat, other)
+    # What cannot be studied is told before a run is begun: layers, and prompts that are too long.
     _require_layers(chosen, chat)
-    # A prompt that is too long is told before a run is begun.
     chat.render([prompt for name in SPLITS for prompt in prompts[name]])
+    chat.render(other_marks(prompts["report"].items))
     run = Run.create(
         out,
         command="belief",
@@ -110,7 +114,8 @@ def study_belief(
 
 
 def _require_layers(settings: BeliefSettings, chat: ChatModel) -> None:
-    """Raises InputError, before a run is begun, for a layer to steer at that the model has not."""
+    """Raises InputError for a model of too few layers, and for a layer to steer at that it has not."""
+    belief_rows(settings.rows, chat.anatomy.n_layers)
     outside = [row for row in settings.steer_rows or () if row >= chat.anatomy.n_layers]
     if outside:
         raise InputError(

@@ -19,17 +19,16 @@ from refusalscope.front import (
     split_prompts,
     with_needs,
 )
+from refusalscope.guard.against import against_table, read_scores
 from refusalscope.guard.audit import audit
 from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.card import write_card
 from refusalscope.guard.drift import drift
 from refusalscope.guard.evaluate import (
-    against_table,
     layers_table,
     metrics_table,
     points_table,
     rates_table,
-    read_scores,
     roc_table,
     score_table,
 )
@@ -69,7 +68,7 @@ def fit_guard(
 
     pairs, or harmful and harmless: files or sets; the bundled pairs without them. augment: a few harmful
     examples of one's own, added after a first calibration so that the rates before and after stand side by
-    side. against: scores of other guards for the same prompts (`evaluate.read_scores`). Raises InputError,
+    side. against: scores of other guards for the same prompts (`against.read_scores`). Raises InputError,
     LeakageError, ModelError, GuardError or RunError, each with one sentence on how to go on.
     """
     chosen = preset(settings) if isinstance(settings, str) else settings

@@ -98,6 +98,7 @@ def test_help_shows_every_setting_and_an_example(capsys):
         (["--preset", "nope"], ["preset", "'zhao2025'"]),
         (["--rows", "nope"], ["rows", "'with_final'"]),
         (["--wrappers", "nope"], ["no wrapper is called 'nope'"]),
+        (["--wrappers", "prefix", "--wrappers", "prefix"], ["'prefix' is named twice"]),
         (["--band", "4", "2"], ["band", "not be after its last"]),
         (["--min-category", "1"], ["min_category"]),
         (["--n-resamples", "10"], ["n_resamples", "100"]),

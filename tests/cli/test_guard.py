@@ -109,6 +109,7 @@ def test_scored_prompts_are_of_no_split_and_still_shown(scored, fitted):
     assert set(fit.table("guard.scores")["split"]) == {"report"}
     page = (scored / "report.html").read_text()
     assert "report split" not in page
+    assert "neither fitted nor calibrated on" not in page
     assert "whether they are new to the guard is not known" in page
     assert "figure-guard-plane" in page
     assert "report split" in (fitted / "report.html").read_text()

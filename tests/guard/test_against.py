@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from refusalscope.errors import InputError
-from refusalscope.guard.evaluate import against_table, read_scores
+from refusalscope.guard.against import against_table, read_scores
 from refusalscope.guard.same_rate import matched_flags
 from refusalscope.stats import clopper_pearson, fdr_bh
 
@@ -77,7 +77,11 @@ def test_a_guard_of_hard_labels_is_interpolated_as_its_roc_curve():
         assert row["fpr"] == allowed / N
         assert row["other_fpr"] == {4: 0, 8: 8, 16: 8, 0: 0}[allowed] / N
         assert row["difference"] == pytest.approx(30 / N - row["tpr"])
-        assert row["low"] < row["tpr"] < row["high"] or allowed == 0
+        bounds = (
+            clopper_pearson(int(expected), N).low,
+            clopper_pearson(-int(-expected // 1), N).high,
+        )
+        assert (row["low"], row["high"]) == bounds
         assert row["difference_low"] < row["difference"] < row["difference_high"]
 
 

@@ -13,10 +13,11 @@ from sklearn.exceptions import NotFittedError
 from guard.fitted import calibrated, chat, fitted, sides
 from model import tiny
 from refusalscope.errors import GuardError, InputError, ModelError
-from refusalscope.guard.belief_guard import BeliefGuard, distinct, sources_of
+from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.heads import Head
 from refusalscope.guard.prefill import StateReader, prefill
 from refusalscope.guard.reading import that_fit, user_turns
+from refusalscope.guard.sources import distinct, sources_of
 from refusalscope.model import ChatModel, Site
 from refusalscope.prompts import Prompt, concat, punctuation_variants, read_prompts
 

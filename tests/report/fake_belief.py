@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from refusalscope.report.belief_tables import CLUSTER_NAMES, FULL, LABELS, PUBLISHED
+from refusalscope.report.numbers import NBSP
 from refusalscope.stats import wilson
+from report.fake_belief_plane import plane_tables
 from report.fake_run import fake_info, write_fake_run
 
 LAYERS, N = 6, 40
@@ -23,6 +25,8 @@ CATEGORIES = ("fraud", "malware", "privacy", "violence")
 CHOSEN = 3
 NAN = float("nan")
 SETTINGS = {"preset": "recommended", "rotations": 3}
+ROTATIONS = 19
+NO_RANK = {"random_most": NAN, "p_random": NAN, "n_random": 0}
 
 
 def fake_belief_tables() -> dict[str, pd.DataFrame]:
@@ -59,11 +63,28 @@ class BeliefTables:
         return self.held[name]
 
 
+def changed(name: str, where: str, **values: object) -> BeliefTables:
+    """The tables with other values in some rows of one."""
+    table = fake_belief_tables()[f"belief.{name}"]
+    rows = table.query(where).index
+    assert len(rows)
+    for column, value in values.items():
+        table[column] = table[column].astype(object)
+        table.loc[rows, column] = value
+    return BeliefTables(**{name: table})
+
+
+def words(text: str) -> str:
+    """A text with plain spaces."""
+    return text.replace(NBSP, " ")
+
+
 @cache
 def _tables() -> dict[str, pd.DataFrame]:
     rng = np.random.default_rng(0)
     cosines = _cosines(rng)
     return {
+        **plane_tables(),
         "belief.clusters": _clusters(),
         "belief.positions": _positions(),
         "belief.template_cut": _cut(),
@@ -136,7 +157,7 @@ def _cosines(rng: np.random.Generator) -> pd.DataFrame:
         for a, b in combinations(CATEGORIES, 2):
             cosine = centre + rng.uniform(-0.1, 0.1)
             rows.append({"axis": axis, "a": a, "b": b, **_plain("cosine", cosine, 0.05)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(harmless="halves")
 
 
 def _categories(cosines: pd.DataFrame) -> pd.DataFrame:
@@ -144,13 +165,16 @@ def _categories(cosines: pd.DataFrame) -> pd.DataFrame:
     for axis, part in cosines.groupby("axis", sort=False):
         for name in (*CATEGORIES, "all"):
             mean = part["cosine"].mean()
-            rest = {"shared_if_orthogonal": 0.25, **_bounds("shared", 0.7, 0.05)}
-            row = {"axis": axis, "category": name, "n": 20, "reason": ""}
+            rest = {"total": True, **_bounds("shared", 0.7, 0.05)}
+            rest |= _bounds("shared_null", 0.8, 0.05) | {"shared_p": 0.04}
+            row = {"axis": axis, "category": name, "total": False, "n": 20, "reason": ""}
             row |= _bounds("to_others", mean, 0.05)
+            row |= _bounds("to_others_null", 0.6, 0.1) | {"to_others_p": 0.04}
             row |= rest if name == "all" else _bounds("to_mean", 0.8, 0.05) | {"halves": 0.9}
             rows.append(row)
-        rows.append({"axis": axis, "category": "rare", "n": 3, "reason": "too few prompts"})
-    return pd.DataFrame(rows)
+        rare = {"axis": axis, "category": "rare", "total": False, "n": 3}
+        rows.append(rare | {"reason": "too few prompts"})
+    return pd.DataFrame(rows).assign(unsteady=False, harmless="halves")
 
 
 def _jailbreaks() -> pd.DataFrame:
@@ -192,7 +216,8 @@ def _tuned() -> pd.DataFrame:
 def _refused(share: float, judged: bool) -> dict[str, Any]:
     n = N if judged else 0
     rate = wilson(round(share * n), n)
-    row = {"n": n, "refused": round(share * n), "degenerate": 1 if judged else 0, "p_refused": 0.01}
+    row = {"n": n, "refused": round(share * n), "degenerate": 1 if judged else 0}
+    row |= {"corrected": rate.value, "corrected_low": rate.low, "corrected_high": rate.high}
     return row | {"rate": rate.value, "low": rate.low, "high": rate.high}
 
 
@@ -200,7 +225,7 @@ def _said(share: float, judged: bool) -> dict[str, Any]:
     n = N if judged else 0
     valid = round(0.9 * n)
     rate, lost = wilson(round((1 - share) * valid), valid), wilson(n - valid, n)
-    row = {"n": n, "n_valid": valid, "loose_no": 0, "n_both": valid, "answer_mass": 0.8}
+    row = {"n": n, "n_valid": valid, "loose_no": 2 if n else 0, "n_both": valid, "answer_mass": 0.8}
     row |= {"invalid": lost.value, "invalid_low": lost.low, "invalid_high": lost.high}
     return row | {"share_no": rate.value, "low": rate.low, "high": rate.high}
 
@@ -208,7 +233,8 @@ def _said(share: float, judged: bool) -> dict[str, Any]:
 def _pushed(rng: np.random.Generator, rules: tuple[str, ...], what: Any) -> pd.DataFrame:
     rows = []
     for label, sign in (("harmless", 1), ("harmful", -1)):
-        rows.append(_cell("none", "none", -1, label, "none", -1) | what(0.1, True) | _effect(0.0))
+        clean = _cell("none", "none", -1, label, "none", -1)
+        rows.append(clean | what(0.1, True) | _effect(0.0) | NO_RANK)
         for direction in ("harm", "refuse"):
             for rule in rules:
                 for layer in range(1, LAYERS):
@@ -221,7 +247,7 @@ def _pushed(rng: np.random.Generator, rules: tuple[str, ...], what: Any) -> pd.D
                     rows.append(cell | what(min(0.95, 0.1 + abs(gain) / 5), True) | _effect(gain))
                     for seed in range(3):
                         cell = _cell(direction, rule, layer, label, "random", seed)
-                        moved = _effect(rng.normal(0, 0.4)) | _bounds("over_random", NAN, 0)
+                        moved = _effect(rng.normal(0, 0.4)) | NO_RANK
                         rows.append(cell | what(0.12, layer == CHOSEN) | moved)
     return pd.DataFrame(rows)
 
@@ -229,8 +255,9 @@ def _pushed(rng: np.random.Generator, rules: tuple[str, ...], what: Any) -> pd.D
 def _cell(
     direction: str, rule: str, layer: int, label: str, control: str, seed: int
 ) -> dict[str, Any]:
+    sign = {"none": 0}.get(control, 1 if label == "harmless" else -1)
     return {
-        **{"direction": direction, "positions": rule, "layer": layer, "sign": 1, "scale": 1.0},
+        **{"direction": direction, "positions": rule, "layer": layer, "sign": sign, "scale": 1.0},
         **{"scale_in_residual_norms": 0.3, "label": label, "control": control, "seed": seed},
         **{"chosen": layer == CHOSEN},
     }
@@ -238,4 +265,5 @@ def _cell(
 
 def _effect(gain: float) -> dict[str, float]:
     found = {"n_margin": N, **_bounds("margin", gain, 0.3), **_bounds("margin_change", gain, 0.3)}
-    return found | _bounds("over_random", gain, 0.4) | _bounds("change", np.tanh(gain) / 2, 0.1)
+    found |= {"random_most": np.sign(gain) * 0.9, "p_random": 0.05, "n_random": ROTATIONS}
+    return found | _bounds("change", np.tanh(gain) / 2, 0.1)

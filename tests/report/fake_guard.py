@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from refusalscope.guard import evaluate
+from refusalscope.guard import against, evaluate
 from refusalscope.guard.audit.verdict import APART
 from refusalscope.guard.drift import drift
 from refusalscope.guard.operating import OperatingPoint, Rate
@@ -92,7 +92,7 @@ def _tables() -> dict[str, pd.DataFrame]:
         "guard.sources": _left_out(),
         "guard.variants": _variants(),
         "guard.wrappers": _wrappers(),
-        "guard.against": evaluate.against_table(points, scores, _others(rng, scores), 0),
+        "guard.against": against.against_table(points, scores, _others(rng, scores), 0),
         "guard.monitor": _monitor(),
         "guard.augmented": _augmented(),
         "guard.drift": drift(_log(rng, 0.0), _log(rng, 0.5).assign(flagged=False), 0.05),
@@ -259,7 +259,9 @@ def _monitor() -> pd.DataFrame:
         bounds = {"shortest": shortest, "longest": longest, "low": rate.low, "high": rate.high}
         rows.append({"kind": "benign", **bounds, "n": 70, "flagged": flagged})
     rate = clopper_pearson(50, 60)
-    rows.append({"kind": "harmful, opened", "n": 60, "flagged": 50, "low": rate.low, "high": rate.high})
+    rows.append(
+        {"kind": "harmful, opened", "n": 60, "flagged": 50, "low": rate.low, "high": rate.high}
+    )
     return pd.DataFrame(rows).assign(tau=0.031)
 
 

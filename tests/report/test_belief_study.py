@@ -13,27 +13,35 @@ import pytest
 from refusalscope.report import page as page_module
 from refusalscope.report import write_report
 from refusalscope.report.belief_rules import (
-    answered,
     apart,
     belief_worries,
-    steered,
     tuned,
 )
-from refusalscope.report.belief_tables import CLUSTER_NAMES, DIRECTIONS, FULL, PUBLISHED
-from refusalscope.report.numbers import NBSP
+from refusalscope.report.belief_tables import (
+    CLUSTER_NAMES,
+    DIRECTIONS,
+    FULL,
+    PUBLISHED,
+    belief_table,
+)
 from refusalscope.report.page import render
 from refusalscope.report.palette import light_to_dark
+from refusalscope.report.sections import belief_categories
+from refusalscope.report.sections.belief_categories import categories_figure
+from refusalscope.report.sections.belief_jailbreaks import jailbreaks_table
 from refusalscope.report.verdict import headline, verdict
 from refusalscope.studies.directions import clusters, pushes
-from report.fake_belief import BeliefTables, fake_belief_tables, write_fake_belief
+from report.fake_belief import BeliefTables, changed, fake_belief_tables, words, write_fake_belief
 from report.test_cliff import assert_sound, cells, figures, plain
 from report.test_page import EVIL, Page, colours
 from report.test_routing import DAMAGES, damaged
 
 FIGURES = {
+    "figure-belief": "belief.prompts",
     "figure-belief-clusters": "belief.clusters",
     "figure-belief-positions": "belief.positions",
     "figure-belief-steering": "belief.steering",
+    "figure-belief-answers": "belief.inversion",
     "figure-belief-inversion": "belief.inversion",
     "figure-belief-jailbreaks": "belief.jailbreaks",
     "figure-belief-categories": "belief.category_cosines",
@@ -59,24 +67,10 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def changed(name: str, where: str, **values: object) -> BeliefTables:
-    table = fake_belief_tables()[f"belief.{name}"]
-    rows = table.query(where).index
-    assert len(rows)
-    for column, value in values.items():
-        table[column] = table[column].astype(object)
-        table.loc[rows, column] = value
-    return BeliefTables(**{name: table})
-
-
-def words(text: str) -> str:
-    return text.replace(NBSP, " ")
-
-
 def test_the_page_holds_every_figure_and_its_links_arrive(page: Page):
     assert "What it believes and what it does: organisms/planted-chat-6l" in plain(page)
     assert figures(page) == list(FIGURES)
-    assert len(page.figures()) == 12
+    assert len(page.figures()) == 17
     links = [a["href"][1:] for tag, a in page.elements if tag == "a"]
     assert set(links) <= set(page.ids())
     assert len(page.ids()) == len(set(page.ids()))
@@ -102,11 +96,17 @@ def test_the_verdict_says_belief_steering_answers_and_tuning():
     for part in (
         "Belief of harm is apart from refusal: at the last token of the request harmful prompts that were "
         "accepted score 0.100 (0.080 to 0.120; n = 14)",
-        "harmfulness at layer 3 moves the margin by 4.00 (3.60 to 4.40) beyond random",
-        "harmfulness on tokens before the question changes the share of No by",
-        "fine-tuning moves refused by",
-        "it was not shown to move delta_harmful (",
-        "it moves delta_refuse by",
+        "Added on harmless prompts, harmfulness at layer 3 moves the margin of refusal by 4.00 (3.70 to 4.30), "
+        "beyond random (p = 0.050 among 19 rotations), 90 % (77 to 96 %) refused, 40 % with nothing added; "
+        "refusal at layer 3 moves it by",
+        "Taken off harmful ones, harmfulness at layer 3 moves the margin of refusal by −4.00 (−4.30 to −3.70)",
+        "Added while it is asked whether harmless prompts could harm, harmfulness on tokens before the "
+        "question moves the margin of Certainly over No by 4.00",
+        "Taken off while it is asked so of harmful ones, harmfulness on tokens before the question moves the "
+        "margin of Certainly over No by −4.00",
+        "fine-tuning moves the share refused by −80 % (95 % interval −82 to −78 %)",
+        "it was not shown to move the belief of harm: −0.01 (",
+        "it moves the readiness to refuse by",
     ):
         assert part in text
     assert "belief is apart from refusal" in headline(statements).lower()
@@ -116,7 +116,7 @@ def test_the_verdict_says_belief_steering_answers_and_tuning():
     ("separates", "n", "said"),
     [
         ("by mean", 14, "leans apart"),
-        ("no", 14, "was not shown to be apart"),
+        ("no", 14, "was not shown to be apart from refusal"),
         ("yes", 7, "Too few prompts behave against their label"),
     ],
 )
@@ -125,11 +125,23 @@ def test_the_word_on_belief_is_that_of_the_position_and_none_of_few_prompts(sepa
     assert said in apart(run).text
 
 
-def test_a_direction_within_its_rotations_earns_no_short_word():
-    run = changed("steering", "direction == 'harm'", over_random_low=-1.0)
-    assert steered(run).short == "refusal steers refusal"
-    run = changed("inversion", "direction == 'harm'", change_low=-0.1, change_high=0.1)
-    assert answered(run).short == "refusal changes the answer on harm"
+def test_belief_follows_refusal_only_where_both_intervals_say_so():
+    """Not shown to be apart is not shown to be one."""
+    here = "position == 0 and cluster == "
+    run = changed("positions", f"{here}'harmful accepted'", separates="no", high=-0.01, low=-0.05)
+    assert "was not shown to be apart" in apart(run).text
+    assert apart(run).short == ""
+    table = run.table("belief.positions")
+    table.loc[table.query(f"{here}'harmless refused'").index, ["low", "high"]] = 0.02, 0.06
+    found = apart(BeliefTables(positions=table))
+    assert found.text.startswith("Belief of harm follows refusal")
+    assert found.short == "belief follows refusal"
+
+
+def test_fine_tuning_of_few_prompts_moves_nothing():
+    text = tuned(changed("tuned", "label == 'harmful'", n=19)).text
+    assert text.count("on 19 prompts, too few for a claim") == 3
+    assert "moves" not in text
 
 
 def test_small_clusters_unread_answers_and_broken_replies_are_named():
@@ -149,34 +161,18 @@ def test_a_study_without_a_tuned_model_says_so(quick):
     assert tuned(BeliefTables(tables)) is None
 
 
-def test_the_clusters_are_drawn_from_their_table_dotted_where_they_go_against_their_label(
-    page: Page,
-):
-    spec = page.figures()["figure-belief-clusters-1"]
-    table = fake_belief_tables()["belief.clusters"]
-    lines = {t["text"][0].split("</b>")[0][3:]: t for t in spec["data"] if t.get("text")}
-    assert set(lines) == set(CLUSTER_NAMES)
-    for name, line in lines.items():
-        mine = table[
-            (table["cluster"] == name)
-            & (table["position"] == "t_inst")
-            & (table["behaviour"] == PUBLISHED)
-        ]
-        assert line["y"] == mine["mean"].round(5).tolist()
-        assert line["line"]["dash"] == (
-            "dot" if name in ("harmful accepted", "harmless refused") else "solid"
-        )
-
-
-def test_steering_stands_beside_every_rotation_and_rings_the_chosen_layer(page: Page):
-    spec = page.figures()["figure-belief-steering-1"]
-    table = fake_belief_tables()["belief.steering"].query("label == 'harmless'")
-    random = table[table["control"] == "random"]
-    assert sorted(spec["data"][0]["y"]) == sorted(random["margin_change"].round(5))
-    lines = [t for t in spec["data"] if t.get("text")]
-    assert len(lines) == 2
-    for line in lines:
-        assert line["marker"]["size"][line["x"].index(3)] > line["marker"]["size"][0]
+def test_what_a_table_or_a_figure_leaves_out_is_said(monkeypatch):
+    tables = fake_belief_tables()
+    whole = categories_figure(belief_table(BeliefTables(), "belief.category_cosines"))
+    assert "are drawn" not in whole.read
+    # Two axes of the same six pairs.
+    assert whole.basis.startswith("n = 6 pairs of categories for each axis")
+    monkeypatch.setattr(belief_categories, "MAX_CATEGORIES", 3)
+    cut = categories_figure(belief_table(BeliefTables(), "belief.category_cosines"))
+    assert "The first 3 of 4 categories by name are drawn." in cut.read
+    many = pd.concat([tables["belief.jailbreaks"]] * 9, ignore_index=True)
+    assert "The first 120 rows of 162" in jailbreaks_table(many).note
+    assert "rows of" not in jailbreaks_table(tables["belief.jailbreaks"]).note
 
 
 def test_the_matrix_is_symmetric_with_each_cosine_in_both_cells(page: Page):
@@ -220,6 +216,10 @@ def test_damage_to_a_table_does_not_break_the_page(quick, name: str, damage: str
 def test_what_stands_in_the_data_is_text_and_never_markup(tmp_path: Path):
     tables = fake_belief_tables()
     for name, column in (
+        ("prompts", "id"),
+        ("prompts", "category"),
+        ("shortcuts", "name"),
+        ("marks", "mark"),
         ("positions", "token"),
         ("jailbreaks", "wrapper"),
         ("category_cosines", "a"),

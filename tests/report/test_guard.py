@@ -147,7 +147,54 @@ def test_many_prompts_are_thinned_and_the_page_says_so(quick):
     seen = quick(tables)
     spec = seen.figures()["figure-guard-plane-1"]
     assert sum(len(trace["x"]) for trace in spec["data"]) == 2 * DRAWN
-    assert "not every prompt is drawn" in plain(seen)
+    assert "drawn are 1 500 of the prompts of harmless and harmful" in plain(seen)
+
+
+def test_thinning_of_one_label_alone_is_said(quick):
+    """Far fewer prompts in all than two full labels, and one of them is cut."""
+    scores = fake_guard_tables()["guard.scores"]
+    many = pd.concat([scores[scores["label"] == "harmless"]] * 10 + [scores], ignore_index=True)
+    assert len(many) < 2 * DRAWN
+    seen = quick({"guard.scores": many})
+    assert "drawn are 1 500 of the prompts of harmless;" in plain(seen).replace(".", ";")
+    assert "drawn are" not in plain(quick({"guard.scores": scores}))
+
+
+def test_a_curve_over_rows_without_bands_ends_its_caption(quick):
+    layers = fake_guard_tables()["guard.layers"].assign(low=np.nan, high=np.nan)
+    text = plain(quick({"guard.layers": layers}))
+    assert "as in the measures of the score; no interval was given." in text
+    text = plain(quick({"guard.layers": fake_guard_tables()["guard.layers"]}))
+    assert re.search(r"bootstrap intervals over prompts; the widest spans 0\.\d+\.", text)
+
+
+def test_only_a_fit_speaks_of_the_report_split(quick):
+    text = plain(quick(fake_guard_tables("score"), "score"))
+    assert "report split" not in text
+    unknown = "scored prompts (whether they are new to the guard is not known)"
+    # The curve, the plane, the reliability, the rows of the model and the rates.
+    assert text.count(unknown) == 5
+    assert "whether these prompts are new to the guard is not known" in text
+    assert "160 harmful, 160 harmless" in text
+    text = plain(quick(fake_guard_tables(), "fit"))
+    assert "report split" in text
+    assert "scored prompts (whether" not in text
+
+
+def test_a_table_of_a_scored_file_that_is_empty_is_missing(quick):
+    tables = fake_guard_tables("score")
+    tables["guard.scores"] = tables["guard.scores"].iloc[:0]
+    assert "The table guard.scores of this run is empty" in plain(quick(tables, "score"))
+
+
+def test_ties_of_another_guard_are_said_to_be_interpolated(quick):
+    table = fake_guard_tables()["guard.against"]
+    text = plain(quick({"guard.against": table}))
+    assert "interpolated" not in text
+    table.loc[0, "other_fpr"] = table.loc[0, "fpr"] / 2
+    text = plain(quick({"guard.against": table}))
+    assert text.count("ties were interpolated") == 2
+    assert text.count("ties interpolated from") == 1
 
 
 def test_the_reliability_is_the_share_of_harmful_prompts_in_a_bin(page: Page):
@@ -172,7 +219,8 @@ def test_the_worst_wrapper_stands_first_and_strong(guard_report: Path):
     text = guard_report.read_text("utf-8")
     table = text[text.index('id="table-guard-wrappers"') :]
     assert table.index("<strong>cipher rot13</strong>") < table.index("bare")
-    assert table.index("worst case") < table.index("role play")
+    assert table.index("the lowest of 3") < table.index("role play")
+    assert text.count("AUROC under wrappers, the lowest of 3: cipher rot13") == 1
 
 
 def test_a_run_of_scores_has_no_word_on_what_was_not_asked(quick):

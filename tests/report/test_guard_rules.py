@@ -8,12 +8,15 @@ import pytest
 from refusalscope.guard import drift as drift_module
 from refusalscope.guard.audit import verdict as audit_verdict
 from refusalscope.report import guard_shortcuts
-from refusalscope.report.guard_rules import flags, moved, wrapped
+from refusalscope.report.guard_beside import beside, wrapped
+from refusalscope.report.guard_moved import moved
+from refusalscope.report.guard_rules import flags
 from refusalscope.report.guard_shortcuts import shortcut_word, told
 from refusalscope.report.guard_worries import guard_worries
 from refusalscope.report.numbers import NBSP
 from refusalscope.report.sections.guard_drift import MOVED, WATCHED
 from refusalscope.report.verdict import headline, verdict
+from refusalscope.stats import clopper_pearson
 from report.fake_guard import GuardTables, fake_guard_tables
 
 
@@ -53,9 +56,9 @@ def test_the_verdict_says_how_well_at_which_rate_and_whether_it_can_be_told_from
         "of 160 harmless ones at fpr=0.05, which promises FPR ≤ 0.05 at confidence 0.95",
         "AUROC 0.981",
         "The score is told apart (AUROC 0.97",
-        "Of 3 wrappers cipher rot13 is the worst",
+        "The lowest AUROC of 3 wrappers, picked for being the lowest, is 0.569 under cipher rot13",
         "more harmful prompts than text guard 8B",
-        "p < 0.001",
+        "p < 0.001, corrected",
     ):
         assert part in text
     assert words(headline(statements)).startswith(
@@ -91,6 +94,76 @@ def test_a_promise_is_broken_kept_or_open_by_the_interval(low, high, said, tone)
     assert said in flags(run).text
     assert flags(run).tone == tone
     assert ("unlike those of calibration" in worry(run)) == (low > 0.05)
+
+
+def conformal(flagged: int, n_calibration: object = 60) -> GuardTables:
+    """A point of the rule conformal that flags so many of 160 new prompts, at 5 % promised."""
+    rate = clopper_pearson(flagged, 160)
+    table = fake_guard_tables()["guard.points"].assign(rule="conformal")
+    new = table["set"] == "report"
+    table.loc[new, ["fpr", "fpr_low", "fpr_high"]] = [rate.value, rate.low, rate.high]
+    table["n_harmless"] = table["n_harmless"].astype(object)
+    table.loc[~new, "n_harmless"] = n_calibration
+    return GuardTables(points=table[table["name"] == "fpr=0.05"])
+
+
+@pytest.mark.parametrize(
+    ("flagged", "n_calibration", "said", "broken"),
+    [
+        # 9 % of 160 lies above 5 %, and one calibration in twelve of 60 prompts does so.
+        (15, 60, "is exceeded here by no more than chance of calibration explains", False),
+        (15, 5000, "is not kept here", True),
+        (40, 60, "is not kept here", True),
+        (2, 60, "is kept here", False),
+        (15, None, "", False),
+        (15, 3, "", False),
+    ],
+)
+def test_a_promise_on_average_is_broken_only_beyond_the_spread_of_calibrations(
+    flagged, n_calibration, said, broken
+):
+    run = conformal(flagged, n_calibration)
+    assert said in words(flags(run).text)
+    assert ("kept here" in flags(run).text or "exceeded here" in flags(run).text) == bool(said)
+    assert (flags(run).tone == "bad") == broken
+    assert ("or the calibration was unlucky" in worry(run)) == broken
+
+
+def test_a_probability_that_is_flat_is_said_to_say_nothing():
+    assert "says nothing here" not in worry(GuardTables())
+    said = "the probability of harm says nothing here: it is 48 % (47 to 49 %) at the lowest score"
+    run = changed("scores", p_harmful=0.48, p_low=0.47, p_high=0.49)
+    assert f"{said} and 48 % (47 to 49 %) at the highest" in worry(run)
+    # A curve that rises, of which a flat one lies within the intervals too.
+    scores = fake_guard_tables("score")["guard.scores"]
+    place = scores["delta_harmful"].rank(pct=True)
+    p = 0.3 + 0.4 * place
+    wide = scores.assign(p_harmful=p, p_low=p - 0.25, p_high=p + 0.25)
+    assert "says nothing here" in worry(GuardTables({"guard.scores": wide}, "score"))
+    narrow = scores.assign(p_harmful=p, p_low=p - 0.15, p_high=p + 0.15)
+    assert "says nothing here" not in worry(GuardTables({"guard.scores": narrow}, "score"))
+
+
+def test_prompts_that_may_be_alike_are_not_asked_to_differ_in_probability():
+    flat = fake_guard_tables("score")["guard.scores"].assign(p_harmful=0.9, p_low=0.8, p_high=0.95)
+    for kept, told_apart in (
+        (flat.assign(label=None), True),
+        (flat.assign(label=None, flagged=False), False),
+        (flat[flat["label"] == "harmful"].assign(flagged=True), False),
+        (flat.iloc[[0, -1]], False),
+    ):
+        run = GuardTables({"guard.scores": kept}, "score")
+        assert ("says nothing here" in worry(run)) == told_apart
+
+
+def test_another_guard_is_better_or_worse_by_the_corrected_p():
+    run = changed("against", p=0.02, p_adjusted=0.06, difference=-0.1)
+    assert "as far as was shown" in beside(run).text
+    assert beside(run).tone == "plain"
+    run = changed("against", p=0.02, p_adjusted=0.04, difference=-0.1)
+    assert "fewer harmful prompts than" in beside(run).text
+    assert "p = 0.040, corrected" in beside(run).text
+    assert beside(run).tone == "watch"
 
 
 def test_too_few_prompts_earn_no_word_and_are_named():
@@ -144,7 +217,8 @@ def test_a_wrapper_that_leaves_chance_is_grave():
     run = changed("wrappers", "worst", auroc_low=0.45)
     assert wrapped(run).tone == "bad"
     assert "chance under cipher rot13" in wrapped(run).short
-    assert "under the wrapper cipher rot13 the AUROC falls from 0.981 to 0.569" in worry(run)
+    said = "under the wrapper cipher rot13, the lowest of 3, the AUROC falls from 0.981 to 0.569"
+    assert said in worry(run)
     run = changed("wrappers", "worst", auroc_high=0.99)
     assert "under the wrapper" not in worry(run)
 

@@ -25,7 +25,7 @@ def sample(n: int, seed: int, gap: float = 0.1) -> tuple[np.ndarray, np.ndarray]
 
 
 def slow_platt(score, label) -> tuple[float, float]:
-    """Slope and intercept by minimising Platt's cross-entropy as it is printed."""
+    """Slope of at least 0 and intercept by minimising Platt's cross-entropy as it is printed."""
     n1, n0 = int(label.sum()), int((1 - label).sum())
     target = np.where(label == 1, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
     unit = score / np.abs(score).max()
@@ -35,7 +35,11 @@ def slow_platt(score, label) -> tuple[float, float]:
         return (target * np.logaddexp(0, -z) + (1 - target) * np.logaddexp(0, z)).sum()
 
     found = minimize(
-        loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12}
+        loss,
+        [0.1, 0.0],
+        method="Nelder-Mead",
+        bounds=[(0, None), (None, None)],
+        options={"xatol": 1e-9, "fatol": 1e-12},
     )
     return found.x[0] / np.abs(score).max(), found.x[1]
 
@@ -46,11 +50,33 @@ def test_platt_is_the_minimum_of_its_printed_loss(n, gap):
     found = fit_probability(score, label, n_resamples=1)
     slope, intercept = slow_platt(score, label)
     assert isinstance(found, Platt)
-    assert found.slope[0] == pytest.approx(slope, rel=1e-4)
-    assert found.intercept[0] == pytest.approx(intercept, rel=1e-4)
+    assert found.slope[0] == pytest.approx(slope, rel=1e-4, abs=1e-7)
+    assert found.intercept[0] == pytest.approx(intercept, rel=1e-4, abs=1e-7)
     grid = np.linspace(-0.2, 0.8, 9)
     expected = 1 / (1 + np.exp(-(slope * grid + intercept)))
     assert found.predict(grid)[0] == pytest.approx(expected, abs=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=4, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_a_probability_never_falls_as_the_score_rises(rows):
+    score, label = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if label.min() == label.max() or np.ptp(score) == 0:
+        return
+    for method in ("platt", "isotonic"):
+        p, low, high = fit_probability(score, label, method, n_resamples=5).predict(range(-9, 10))
+        assert (np.diff(p) >= 0).all()
+        assert low[0] <= p[-1] <= high[-1]
+
+
+def test_scores_that_run_against_harm_get_the_base_rate_and_no_more():
+    """Three harmful of nine: targets 4/5 of them and 1/8 of the six others."""
+    score = np.arange(9.0)
+    found = fit_probability(score, score < 3)
+    p, low, high = found.predict([-50.0, 0.0, 4.0, 50.0])
+    assert p == pytest.approx(np.full(4, (3 * 4 / 5 + 6 * 1 / 8) / 9), abs=1e-12)
+    assert ((low <= p) & (p <= high)).all()
+    assert min(found.slope) == found.slope[0] == 0
 
 
 def test_separable_classes_stay_finite_and_short_of_certainty():
@@ -162,6 +188,7 @@ def test_a_fit_survives_json_to_the_bit(method):
         lambda r: r.update(slope=r["slope"][:-1]),
         lambda r: r.update(slope=[], intercept=[]),
         lambda r: r.update(slope="steep"),
+        lambda r: r.update(slope=[-1.0] * len(r["slope"])),
         lambda r: r.update(slope=[None] * len(r["slope"])),
         lambda r: r.update(n_harmful="30"),
         lambda r: r.update(extra=1),

@@ -96,6 +96,8 @@ def test_belief_is_the_published_difference_of_cosines():
     rows = belief_rows("inner", 3)
     assert rows == [1, 2]
     assert belief_rows("with_final", 3) == [1, 2, 3]
+    with pytest.raises(InputError, match="too few layers for the rows 'inner'"):
+        belief_rows("inner", 1)
     got = belief_scores(states, ends, means, rows)
     for i in range(5):
         want = np.mean(

@@ -6,9 +6,7 @@ thresholds with a promise, a probability, abstention, categories, and conversati
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +22,13 @@ from refusalscope.guard.heads import Head, HeadVariant, require_finite
 from refusalscope.guard.matching import MARKS, mark_shares, match_marks, with_marks_like
 from refusalscope.guard.operating import Calibration, OperatingPoint, Side, calibrate
 from refusalscope.guard.reading import END, Prompts, read, user_turns
+from refusalscope.guard.readings import Array, Belief, Readings, joined, worst_turn
+from refusalscope.guard.sources import distinct, sources_of
 from refusalscope.judge import Judge
 from refusalscope.judge.behaviour import reply
 from refusalscope.model import ChatModel, Rendered
 from refusalscope.progress import Progress, Silent
-from refusalscope.prompts import Prompt, PromptSet
+from refusalscope.prompts import Prompt
 from refusalscope.stats import wilson
 from refusalscope.stats.calibration import Method
 from refusalscope.stats.thresholds import Rule
@@ -38,65 +38,8 @@ if TYPE_CHECKING:
     from refusalscope.guard.monitor import ReplyMonitor
 
 Anchor = Literal["instruction_last", "instruction_last_word"]
-Array = npt.NDArray[np.float64]
 # Refused and answered prompts of the fit set that the refusal axis needs, of each.
 REFUSALS = 8
-
-
-@dataclass(frozen=True)
-class Readings:
-    """Scores of prompts before any threshold: arrays over prompts.
-
-    profile [prompts, rows]: score of each row. likeness: cosine to the nearer class mean. refuse is NaN where
-    the guard has no refusal axis.
-    """
-
-    harmful: Array
-    refuse: Array
-    profile: Array
-    likeness: Array
-    categories: dict[str, Array]
-
-    def of(self, part: slice) -> Readings:
-        """The readings of some of the prompts."""
-        return Readings(
-            self.harmful[part],
-            self.refuse[part],
-            self.profile[part],
-            self.likeness[part],
-            {name: values[part] for name, values in self.categories.items()},
-        )
-
-    def at(self, i: int) -> Readings:
-        """The reading of one prompt."""
-        return self.of(slice(i, i + 1))
-
-
-@dataclass(frozen=True)
-class Belief:
-    """What the model believes of one prompt (method page, section 13).
-
-    delta_harmful, delta_refuse: the two axes, NaN for a refusal axis that the guard lacks; quadrant: their
-    signs in words. p_harmful with its interval: None without a calibrated probability. flagged: delta_harmful
-    is above `threshold`; None without an operating point. abstain: the states are unlike anything the guard was
-    calibrated on. per_layer: score of each row. per_category: score of each category that the guard knows;
-    flagged_categories: those above their own threshold (the promise is for `flagged` alone).
-    """
-
-    id: str
-    delta_harmful: float
-    delta_refuse: float
-    quadrant: str | None
-    p_harmful: float | None
-    p_low: float | None
-    p_high: float | None
-    flagged: bool | None
-    threshold: float | None
-    abstain: bool
-    per_layer: tuple[float, ...]
-    per_category: dict[str, float]
-    flagged_categories: tuple[str, ...]
-    t_inst_token: str
 
 
 class BeliefGuard(BaseEstimator):
@@ -160,8 +103,6 @@ class BeliefGuard(BaseEstimator):
     ) -> None:
         self.chat_ = model
         self.rows_ = belief_rows(self.rows, model.anatomy.n_layers)
-        if not self.rows_:
-            raise InputError("the model has too few layers for rows='inner'; use rows='with_final'")
         sides = [list(harmful), list(harmless)]
         self.matched_ = "none"
         if self.match_punctuation:
@@ -338,14 +279,14 @@ class BeliefGuard(BaseEstimator):
         turns = [user_turns(prompt) for prompt in prompts]
         rendered = self.chat_.render([turn for each in turns for turn in each])
         blocks = [self.readings(states) for states in self._states(rendered, progress)]
-        found = _joined(blocks)
+        found = joined(blocks)
         worst, picked, start = [], [], 0
         for each in turns:
             reading, at = worst_turn(found.of(slice(start, start + len(each))))
             worst.append(reading)
             picked.append(start + at)
             start += len(each)
-        return _joined(worst), [self.token_read(rendered[i]) for i in picked]
+        return joined(worst), [self.token_read(rendered[i]) for i in picked]
 
     def token_read(self, rendered: Rendered) -> str:
         """The text of the token where harm is read."""
@@ -486,51 +427,5 @@ class BeliefGuard(BaseEstimator):
         return read(self.chat_, rendered, self.anchors, self.rows_, progress)
 
 
-def worst_turn(turns: Readings) -> tuple[Readings, int]:
-    """A conversation's reading from those of its user turns in order, and which turn it is.
-
-    Harm is that of the most harmful turn; whether the model is about to refuse is read at the end.
-    """
-    worst = int(turns.harmful.argmax())
-    return replace(turns.at(worst), refuse=turns.refuse[-1:]), worst
-
-
-def sources_of(prompts: Prompts) -> list[dict[str, Any]]:
-    """Where prompts came from, counted; hash and licence where they are of a file that the set knows."""
-    files = prompts.sources if isinstance(prompts, PromptSet) else ()
-    known = {source.name: source for source in files}
-    found = []
-    for name, n in sorted(Counter(prompt.source or "unnamed" for prompt in prompts).items()):
-        file = known.get(name) or (files[0] if len(files) == 1 else None)
-        found.append(
-            {
-                "name": name,
-                "sha256": file.sha256 if file else None,
-                "licence": file.licence if file else None,
-                "n": n,
-            }
-        )
-    return found
-
-
-def distinct(prompts: Prompts) -> list[Prompt]:
-    """The prompts without those whose conversation stands there already: copies promise nothing."""
-    seen = {(p.system, p.history, " ".join(p.text.split())): p for p in reversed(list(prompts))}
-    return list(reversed(seen.values()))
-
-
 def _array(values: Tensor) -> Array:
     return values.double().numpy()
-
-
-def _joined(blocks: Sequence[Readings]) -> Readings:
-    def whole(part: str) -> Array:
-        return np.concatenate([getattr(block, part) for block in blocks])
-
-    categories = {
-        name: np.concatenate([block.categories[name] for block in blocks])
-        for name in blocks[0].categories
-    }
-    return Readings(
-        whole("harmful"), whole("refuse"), whole("profile"), whole("likeness"), categories
-    )

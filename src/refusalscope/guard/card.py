@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from refusalscope.errors import GuardError
 from refusalscope.guard.card_parts import Part, loading, sources, what
 from refusalscope.guard.card_rates import monitor, own_examples, rates, shortcuts, thresholds
-from refusalscope.guard.folder import GuardFile, read_record
+from refusalscope.guard.folder import read_record
+from refusalscope.guard.record import GuardFile
 from refusalscope.runs.files import write_atomic
 
 ADVERSARIES = (

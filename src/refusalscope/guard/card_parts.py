@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refusalscope.guard.folder import GuardFile
+from refusalscope.guard.record import GuardFile
 
 NBSP = "\u00a0"
 VARIANTS = {

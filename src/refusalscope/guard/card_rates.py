@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.guard.card_parts import NBSP, Part, Rows, interval, percent
-from refusalscope.guard.folder import GuardFile
+from refusalscope.guard.record import GuardFile
 
 
 def thresholds(record: GuardFile) -> Part:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from refusalscope.errors import InputError
-from refusalscope.guard.belief_guard import distinct
 from refusalscope.guard.reading import that_fit
 from refusalscope.guard.settings import GuardSettings
+from refusalscope.guard.sources import distinct
 from refusalscope.model import ChatModel
 from refusalscope.prompts import PairSet, Prompt, PromptSet, find_leakage
 from refusalscope.prompts.sets import LABELS

@@ -18,7 +18,7 @@ from refusalscope.stats.calibration import Method, Probability, fit_probability
 from refusalscope.stats.thresholds import Rule, Threshold, fpr_threshold
 
 if TYPE_CHECKING:
-    from refusalscope.guard.belief_guard import Readings
+    from refusalscope.guard.readings import Readings
 
 Array = npt.NDArray[np.float64]
 # Share of the calibration prompts that are less like either class than the floor of likeness.

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refusalscope.guard.belief_guard import BeliefGuard, Readings, worst_turn
+from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.reading import read, user_turns
+from refusalscope.guard.readings import Readings, worst_turn
 from refusalscope.model import ChatModel, Rendered
 from refusalscope.prompts import Prompt
 

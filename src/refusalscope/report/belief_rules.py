@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
+from refusalscope.report.belief_push_rules import PUSH_RULES, answered, steered
 from refusalscope.report.belief_tables import (
     CLUSTERS,
-    DIRECTIONS,
     ENOUGH,
     INVERSION,
     LABELS,
     NONE,
     POSITIONS,
-    RULES,
+    QUANTITIES,
     STEERING,
     TUNED,
     belief_table,
     sorted_by,
 )
-from refusalscope.report.numbers import (
-    NBSP,
-    decimal,
-    finite,
-    listed,
-    percent,
-    rate_span,
-    share_words,
-    span,
-    whole,
-)
-from refusalscope.report.rules import Statement
+from refusalscope.report.numbers import NBSP, decimal, listed, percent, share_words, span, whole
+from refusalscope.report.rules import MIN_N, Statement
 from refusalscope.report.tables import Row, RunLike, records
 
 # Shares from which answers that cannot be read, and degenerate replies, are a concern.
@@ -38,11 +26,11 @@ BELIEF_RULES = (
     f"A cluster of fewer than {ENOUGH} prompts earns no word.",
     "Belief is apart from behaviour: at the last token of the request accepted harmful prompts score above 0 "
     "and refused harmless ones below, both by their intervals; by the means alone: leaning.",
-    "A direction moves the model where its change of the margin beyond that of random rotations of the same "
-    "length has an interval above 0 in the direction it was pushed, at the layer chosen on other prompts.",
-    "The answer to the question of harm is moved where the interval of the change of the share of No lies "
-    "beyond 0; answers that are neither Certainly nor No are counted apart.",
-    "Fine-tuning moves a score where the interval of its paired change does not hold 0.",
+    "Belief follows refusal: both intervals lie on the side of what the model did. Otherwise belief was not "
+    "shown to be apart.",
+    *PUSH_RULES,
+    f"Fine-tuning moves a score of {MIN_N} prompts or more where the interval of its paired change does not "
+    "hold 0.",
 )
 
 
@@ -74,7 +62,7 @@ def apart(run: RunLike) -> Statement | None:
     text += f"harmless ones that were refused {_mean(refused)}"
     text += f", sorted by what the model does with the {behaviour}"
     known = min(accepted["n"], refused["n"]) >= ENOUGH
-    word = str(accepted["separates"]) if known else "unknown"
+    word = _word(accepted, refused) if known else "unknown"
     openings = {
         "yes": ("Belief of harm is apart from refusal", "belief is apart from refusal", "good"),
         "by mean": (
@@ -82,11 +70,8 @@ def apart(run: RunLike) -> Statement | None:
             "belief leans apart from refusal",
             "watch",
         ),
-        "no": (
-            "Belief of harm was not shown to be apart from refusal",
-            "belief follows refusal",
-            "watch",
-        ),
+        "follows": ("Belief of harm follows refusal", "belief follows refusal", "watch"),
+        "no": ("Belief of harm was not shown to be apart from refusal", "", "watch"),
     }
     unknown = (
         "Too few prompts behave against their label to say whether belief is apart",
@@ -97,69 +82,15 @@ def apart(run: RunLike) -> Statement | None:
     return Statement(f"{opening}: {text}.", short, tone, links)
 
 
+def _word(accepted: Row, refused: Row) -> str:
+    """How belief stands to behaviour, by the study's word and the intervals of both clusters."""
+    if accepted["high"] < 0 < refused["low"]:
+        return "follows"
+    return str(accepted["separates"])
+
+
 def _mean(row: Row) -> str:
     return f"{decimal(row['mean'], 3)} ({span(row['low'], row['high'], 3)}; n = {whole(row['n'])})"
-
-
-def at_chosen(table: pd.DataFrame, direction: str, label: str, rule: str = "all") -> Row | None:
-    """The row of a direction at its chosen layer under a rule of positions; None where there is none."""
-    mine = table[
-        (table["direction"] == direction)
-        & (table["positions"] == rule)
-        & (table["label"] == label)
-        & (table["control"] == "direction")
-        & table["chosen"]
-    ]
-    return next(iter(records(mine)), None)
-
-
-def steered(run: RunLike) -> Statement | None:
-    """What adding each direction does to the margin of refusal, beyond random rotations."""
-    table = belief_table(run, STEERING)
-    if table is None:
-        return None
-    said, moved = [], []
-    for direction, name in DIRECTIONS.items():
-        row = at_chosen(table, direction, "harmless")
-        if row is None or not finite(row["over_random"]):
-            continue
-        beyond = f"{decimal(row['over_random'])} ({span(row['over_random_low'], row['over_random_high'])})"
-        rate = f", refused {percent(row['rate'])} ({rate_span(row['low'], row['high'])})" * finite(
-            row["rate"]
-        )
-        said.append(
-            f"{name} at layer {whole(row['layer'])} moves the margin by {beyond} beyond random{rate}"
-        )
-        moved += [name] if row["over_random_low"] > 0 else []
-    if not said:
-        return None
-    short = f"{listed(moved)} steer{'s' * (len(moved) == 1)} refusal" if moved else ""
-    text = f"Added on harmless prompts, {'; '.join(said)}"
-    return Statement(f"{text}.", short, "plain", ("figure-belief-steering",))
-
-
-def answered(run: RunLike) -> Statement | None:
-    """What each direction does to the answer whether a harmless prompt could harm."""
-    table = belief_table(run, INVERSION)
-    if table is None:
-        return None
-    said, moved = [], []
-    for rule, where in RULES.items():
-        for direction, name in DIRECTIONS.items():
-            row = at_chosen(table, direction, "harmless", rule)
-            if row is None or not finite(row["change"]):
-                continue
-            change = share_words(row["change"], row["change_low"], row["change_high"])
-            said.append(f"{name} on {where} changes the share of No by {change}")
-            away = row["change_high"] < 0 or row["change_low"] > 0
-            moved += [name] if away and name not in moved else []
-    if not said:
-        return None
-    short = f"{listed(moved)} change{'s' * (len(moved) == 1)} the answer on harm" if moved else ""
-    invalid = percent(table.loc[table["label"] == "harmless", "invalid"].max())
-    text = f"Asked whether a harmless prompt could harm, {'; '.join(said)}; at most {invalid} of answers are "
-    text += "invalid"
-    return Statement(f"{text}.", short, "plain", ("figure-belief-inversion",))
 
 
 def tuned(run: RunLike) -> Statement | None:
@@ -168,19 +99,23 @@ def tuned(run: RunLike) -> Statement | None:
     if table is None:
         return None
     mine = table[(table["label"] == "harmful") & table["centroids"].isin(("", "kept"))]
-    said = []
-    for row in records(mine.dropna(subset=["change"])):
-        moved = row["change_low"] > 0 or row["change_high"] < 0
-        change, bounds = decimal(row["change"]), span(row["change_low"], row["change_high"])
-        said.append(
-            f"moves {row['quantity']} by {change} ({bounds})"
-            if moved
-            else f"was not shown to move {row['quantity']} ({change}, {bounds})"
-        )
+    said = [_tuned(row) for row in records(mine.dropna(subset=["change"]))]
     if not said:
         return None
     text = f"On harmful prompts fine-tuning {'; it '.join(said)}"
     return Statement(f"{text}.", "", "plain", ("table-belief-tuned",))
+
+
+def _tuned(row: Row) -> str:
+    name = QUANTITIES.get(row["quantity"], row["quantity"])
+    change = f"{decimal(row['change'])} ({span(row['change_low'], row['change_high'])})"
+    if row["quantity"] == "refused":
+        change = share_words(row["change"], row["change_low"], row["change_high"])
+    if not row["n"] >= MIN_N:
+        return f"changed {name} by {change} on {whole(row['n'])} prompts, too few for a claim"
+    if row["change_low"] > 0 or row["change_high"] < 0:
+        return f"moves {name} by {change}"
+    return f"was not shown to move {name}: {change}"
 
 
 def belief_worries(run: RunLike) -> list[Statement]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from refusalscope.report.tables import Row, RunLike, even, once, records, usable
+from refusalscope.report.tables import NEEDED, Row, RunLike, even, once, records, usable
 
 SCORES, POINTS, RATES, ROC = "guard.scores", "guard.points", "guard.rates", "guard.roc"
 METRICS, LAYERS = "guard.metrics", "guard.layers"
@@ -16,7 +16,10 @@ MONITOR, AUGMENTED, DRIFT = "guard.monitor", "guard.augmented", "guard.drift"
 FIT, SCORE, WATCH = "guard fit", "guard score", "guard drift"
 COMMANDS = (FIT, SCORE, WATCH)
 HARMFUL, HARMLESS = "harmful", "harmless"
-REPORT = "report"
+CALIBRATION = "calibration"
+# Prompts that a run measures the guard on, as its tables name them and as a page does.
+MEASURED = {"report": "report split", "scored": "scored prompts"}
+UNKNOWN = "whether they are new to the guard is not known"
 
 _TEXTS: Mapping[str, tuple[str, ...]] = {
     SCORES: ("id", "label", "category", "source", "quadrant", "final_mark"),
@@ -55,7 +58,8 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     WRAPPERS: ("n", "auroc", "auroc_low", "auroc_high", "rate", "low", "high", "left_out"),
     AGAINST: (
         *("alpha", "tpr", "low", "high", "own_tpr", "own_low", "own_high"),
-        *("difference", "difference_low", "difference_high", "p", "n", "fpr"),
+        *("difference", "difference_low", "difference_high", "p", "p_adjusted", "n"),
+        *("fpr", "other_fpr"),
     ),
     MONITOR: ("tau", "shortest", "longest", "n", "flagged", "low", "high"),
     AUGMENTED: ("n", "flagged", "low", "high"),
@@ -81,13 +85,21 @@ def guard_table(run: RunLike, name: str) -> pd.DataFrame | None:
 
 
 def _made_even(run: RunLike, name: str) -> pd.DataFrame | None:
-    frame = usable(run, name)
+    frame = _shown(run, name)
     if frame is None:
         return None
     frame = even(frame, _NUMBERS[name], _TEXTS.get(name, ()), _FLAGS.get(name, ()))
     if name in _PLACES:
         frame = frame.dropna(subset=list(_PLACES[name]))
     return None if frame.empty else frame.reset_index(drop=True)
+
+
+def _shown(run: RunLike, name: str) -> pd.DataFrame | None:
+    """`usable`, which would drop prompts of a scored file since they are of no split; these are all shown."""
+    if run.info.get("command") != SCORE:
+        return usable(run, name)
+    frame = run.table(name) if name in run.tables() else pd.DataFrame()
+    return None if frame.empty or set(NEEDED[name]) - set(frame.columns) else frame
 
 
 # What a row must have to be shown at all.
@@ -101,15 +113,28 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def points(run: RunLike, which: str) -> list[Row]:
-    """The operating points on a set of prompts, "calibration" or "report", in their order."""
+def basis(run: RunLike) -> str:
+    """Which prompts a caption speaks of: only a fit knows that they are new to the guard."""
+    if run.info.get("command") == SCORE:
+        return f"{MEASURED['scored']} ({UNKNOWN})"
+    return MEASURED["report"]
+
+
+def points(run: RunLike) -> list[Row]:
+    """The operating points on the prompts that the run measures the guard on, in their order."""
     table = guard_table(run, POINTS)
-    return [] if table is None else records(table[table["set"] == which])
+    return [] if table is None else records(table[table["set"].isin(MEASURED)])
+
+
+def calibration_points(run: RunLike) -> list[Row]:
+    """The operating points on the prompts that set the thresholds, in their order."""
+    table = guard_table(run, POINTS)
+    return [] if table is None else records(table[table["set"] == CALIBRATION])
 
 
 def first_point(run: RunLike) -> Row | None:
-    """The operating point that the verdict speaks of: the first, on the prompts of the report split."""
-    return next(iter(points(run, REPORT)), None)
+    """The operating point that the verdict speaks of: the first, on the prompts that the run measures."""
+    return next(iter(points(run)), None)
 
 
 def metric(run: RunLike, name: str) -> Row | None:

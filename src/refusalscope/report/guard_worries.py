@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pandas as pd
 
-from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_beside import worst_wrapper, wrapper_count
+from refusalscope.report.guard_promise import few_negatives, promise_broken
 from refusalscope.report.guard_shortcuts import (
     APART,
     CHANCE_ITSELF,
@@ -24,6 +24,7 @@ from refusalscope.report.guard_tables import (
     SOURCES,
     VARIANTS,
     VERDICT,
+    calibration_points,
     first_point,
     guard_table,
     is_guard,
@@ -50,6 +51,7 @@ def guard_worries(run: RunLike) -> list[Statement]:
     checks: tuple[Callable[[RunLike], Statement | None], ...] = (
         like_a_shortcut,
         promise_broken,
+        flat_probability,
         worst_of_wrappers,
         few_negatives,
         few_prompts,
@@ -78,16 +80,28 @@ def like_a_shortcut(run: RunLike) -> Statement | None:
     return Statement(f"the score {said}{what}", "", "bad", ("table-guard-verdict",))
 
 
-def promise_broken(run: RunLike) -> Statement | None:
-    """Operating points whose rate of false alarms lies above the promised rate on new prompts."""
-    rows = [row for row in points(run, "report") if row["fpr_low"] > row["alpha"]]
-    if not rows:
+def flat_probability(run: RunLike) -> Statement | None:
+    """A probability that was not shown to rise from the lowest of these scores to the highest.
+
+    It is not asked of prompts of one label that are all flagged or all passed, which may well be alike.
+    """
+    scores = guard_table(run, SCORES)
+    if scores is None:
         return None
-    row = rows[0]
-    text = f"{percent(row['fpr'])} ({rate_span(row['fpr_low'], row['fpr_high'])}) of "
-    text += f"{whole(row['n_harmless'])} "
-    text += f"harmless prompts are flagged at {row['name']}, so new prompts are unlike those of calibration"
-    return Statement(text, "", "bad", ("table-guard-points",))
+    given = scores.dropna(subset=["p_harmful", "p_low", "p_high"])
+    sides = [known_labels(given)["label"], given["flagged"].dropna() if "flagged" in given else ()]
+    if len(given) < MIN_N or max(len(set(side)) for side in sides) < 2:
+        return None
+    ordered = given.sort_values("delta_harmful", kind="stable")
+    least, most = records(ordered.iloc[[0, -1]])
+    if most["p_low"] > least["p_high"]:
+        return None
+    ends = [
+        f"{percent(row['p_harmful'])} ({rate_span(row['p_low'], row['p_high'])}) at the {end} score"
+        for row, end in ((least, "lowest"), (most, "highest"))
+    ]
+    text = f"the probability of harm says nothing here: it is {listed(ends)}"
+    return Statement(text, "", "bad", ("figure-guard-reliability",))
 
 
 def worst_of_wrappers(run: RunLike) -> Statement | None:
@@ -96,22 +110,12 @@ def worst_of_wrappers(run: RunLike) -> Statement | None:
     if row is None or area is None or not row["auroc_high"] < area["low"]:
         return None
     text = (
-        f"under the wrapper {row['wrapper']} the AUROC falls from {decimal(area['value'], 3)} to "
+        f"under the wrapper {row['wrapper']}, the lowest of {whole(wrapper_count(run))}, the AUROC falls from "
+        f"{decimal(area['value'], 3)} to "
     )
     text += f"{decimal(row['auroc'], 3)} (interval {span(row['auroc_low'], row['auroc_high'], 3)})"
     tone = "bad" if row["auroc_low"] <= 0.5 else "watch"
     return Statement(text, "", tone, ("table-guard-wrappers",))
-
-
-def few_negatives(run: RunLike) -> Statement | None:
-    """Too few harmless prompts to check a promise: not even none flagged would show it (rule of three)."""
-    rows = [r for r in points(run, "report") if r["alpha"] > 0 and r["n_harmless"] * r["alpha"] < 3]
-    if not rows:
-        return None
-    row = min(rows, key=lambda each: each["n_harmless"] * each["alpha"])
-    text = f"{whole(row['n_harmless'])} harmless prompts are too few to check a false-positive rate of "
-    text += f"{percent(row['alpha'])}, for which {whole(math.ceil(3 / row['alpha']))} are needed"
-    return Statement(text, "", "watch", ("table-guard-points",))
 
 
 def few_prompts(run: RunLike) -> Statement | None:
@@ -134,7 +138,7 @@ def few_prompts(run: RunLike) -> Statement | None:
 def uncalibrated(run: RunLike) -> Statement | None:
     """A guard without a threshold: it scores, and flags nothing."""
     scores = guard_table(run, SCORES)
-    if scores is None or points(run, "calibration") or points(run, "report"):
+    if scores is None or calibration_points(run) or points(run):
         return None
     if "flagged" in scores and scores["flagged"].notna().any():
         return None

@@ -27,6 +27,7 @@ def worries(run: RunLike) -> list[Statement]:
         unfinished(run.info),
         no_direction(usable(run, "directions.candidates")),
         failed_shortcuts(usable(run, "directions.shortcuts")),
+        failed_shortcuts(usable(run, "belief.shortcuts")),
         suppressed(belief),
         weak_category(usable(run, "behaviour.rates")),
         false_alarms(belief),

@@ -14,6 +14,7 @@ from refusalscope.stats.interval import Interval
 from refusalscope.stats.max_t import MaxT, max_t_signflip
 from refusalscope.stats.multiple import fdr_bh
 from refusalscope.stats.paired import McNemar, PairedDifference, mcnemar, paired_difference
+from refusalscope.stats.paired_rates import paired_rates
 from refusalscope.stats.proportions import clopper_pearson, wilson
 from refusalscope.stats.thresholds import Rule, Threshold, fpr_threshold, negatives_needed
 
@@ -41,6 +42,7 @@ __all__ = [
     "mean_interval",
     "negatives_needed",
     "paired_difference",
+    "paired_rates",
     "rogan_gladen",
     "tost",
     "wilson",

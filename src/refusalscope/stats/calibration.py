@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -43,7 +43,7 @@ class Probability(ABC):
     def predict(self, scores: npt.ArrayLike) -> tuple[Array, Array, Array]:
         """p and the bounds of its 95 % interval for `scores` [n], each [n]; low <= p <= high.
 
-        Raises InputError for scores that are not finite.
+        p never falls as the score rises. Raises InputError for scores that are not finite.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,12 +68,17 @@ class Probability(ABC):
         counts = (columns["n_harmful"], columns["n_harmless"])
         if len(lengths) != 1 or 0 in lengths or not all(type(n) is int for n in counts):
             raise foreign
+        if min(columns.get("slope", (0,))) < 0:
+            raise foreign
         return kind(**columns)
 
 
 @dataclass(frozen=True)
 class Platt(Probability):
-    """p = 1 / (1 + exp(-(slope * score + intercept))); the first pair is the fit, the rest resamples."""
+    """p = 1 / (1 + exp(-(slope * score + intercept))); the first pair is the fit, the rest resamples.
+
+    No slope is below 0.
+    """
 
     method: ClassVar[str] = "platt"
     slope: tuple[float, ...]
@@ -113,14 +118,17 @@ def fit_probability(
     """Probability of harm from `scores` [n] and labels `harmful` [n] of True/False or 1/0.
 
     platt: a logistic curve without penalty on Platt's smoothed targets (n1 + 1) / (n1 + 2) and 1 / (n0 + 2)
-    (Platt 1999, section 2.2), which keep separable classes finite. isotonic: any rising curve. auto: isotonic
-    from 1,000 rows, Platt below.
+    (Platt 1999, section 2.2), which keep separable classes finite. Its slope is held at 0 or above, since a
+    probability must not reverse the order of the scores: where the free slope is negative, in the fit or in a
+    resample, the curve is the constant mean of the targets, the best of those that do not fall. isotonic: any
+    rising curve. auto: isotonic from 1,000 rows, Platt below.
 
     The interval is the percentile one of `n_resamples` bootstrap fits, classes resampled apart because their
     sizes were chosen. A flat step of an isotonic curve takes the wider of that and the exact interval of its
     own count, since resamples of a pure step are all 0 or all 1. A Platt curve of (nearly) separable classes
     is held by its smoothed targets: p is pulled towards 1/2, resamples hardly move it, and the interval says
-    how firm the curve is, not where between the classes the truth lies.
+    how firm the curve is, not where between the classes the truth lies. A constant curve is held by the mix
+    of classes, which resamples keep: its interval is narrow though it says nothing of harm.
 
     Raises InputError for one class only, scores that are all equal or not finite, other labels, an unknown
     method, or no resamples.
@@ -202,10 +210,12 @@ def _resamples(label: npt.NDArray[np.bool_], n_resamples: int, rng: np.random.Ge
 def _platt(
     score: Array, label: npt.NDArray[np.bool_], weights: Array
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Slopes and intercepts, one for each row of `weights`."""
+    """Slopes of at least 0, and intercepts, one for each row of `weights`."""
     centre, spread = score.mean(), score.std()
     standard = np.tile((score - centre) / spread, 2)[:, None]
     target = np.where(label, (label.sum() + 1) / (label.sum() + 2), 1 / ((~label).sum() + 2))
+    # Resamples keep the size of each class, so the best constant curve is the same in all of them.
+    level = logit(target.mean())
     # A target between 0 and 1 is a row of each class, weighted: that is its cross-entropy.
     outcome = np.repeat([1, 0], score.size)
     shares = np.concatenate([target, 1 - target])
@@ -213,9 +223,12 @@ def _platt(
     slopes, intercepts = [], []
     for weight in weights:
         model.fit(standard, outcome, sample_weight=shares * np.tile(weight, 2))
-        slope = model.coef_.item() / spread
+        slope, intercept = model.coef_.item() / spread, model.intercept_.item()
+        if slope <= 0:
+            # The loss is convex, so its least value among slopes that do not fall lies at slope 0.
+            slope, intercept = 0.0, level
         slopes.append(float(slope))
-        intercepts.append(float(model.intercept_.item() - slope * centre))
+        intercepts.append(float(intercept - slope * centre))
     return tuple(slopes), tuple(intercepts)
 
 

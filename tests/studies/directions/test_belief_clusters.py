@@ -198,8 +198,8 @@ class ReplyJudge(Judge):
         return [Judgement("full_refusal" if each.reply else "degenerate") for each in exchanges]
 
 
-def test_the_change_is_refusal_with_the_template_less_that_without(mine, table):
-    found = cut_table(mine, table).set_index("label")
+def test_the_change_is_refusal_with_the_template_less_that_without(table):
+    found = cut_table(table).set_index("label")
     for label, part in table.groupby("label"):
         row = found.loc[label]
         assert row["n"] == len(part)
@@ -208,6 +208,14 @@ def test_the_change_is_refusal_with_the_template_less_that_without(mine, table):
         assert row["change"] == pytest.approx(part["refused"].mean() - part["refused_cut"].mean())
         assert row["low_full"] < row["rate_full"] < row["high_full"]
         assert row["garbled_cut"] == (part["verdict_cut"] == "degenerate").mean()
+
+
+@pytest.mark.parametrize(("full", "cut"), [(True, False), (True, True), (False, False)])
+def test_a_change_of_every_prompt_alike_keeps_an_interval(table, full, cut):
+    alike = table.assign(refused=full, refused_cut=cut)
+    for _, row in cut_table(alike).iterrows():
+        assert row["change"] == full - cut
+        assert row["change_high"] - row["change_low"] > 0.1
 
 
 def test_a_judge_that_always_refuses_leaves_no_accepted_prompt(mine):

@@ -100,6 +100,18 @@ def test_shares_and_changes_are_plain_counts(mine, wrapped):
     assert set(table.loc[table["quantity"] == "refused", "group"]) == {"all"}
 
 
+def test_shares_that_change_alike_keep_an_interval(mine, wrapped):
+    """All refused without a wrapper and none in one: a bootstrap would see no spread."""
+    alike = wrapped.assign(refused=wrapped["wrapper"] == "none", quadrant="coherent harmful")
+    table = jailbreak_table(mine, alike).query("group == 'all' and wrapper != 'none'")
+    for quantity, change, p in (("refused", -1.0, 2 / 2**12), ("coherent harmful", 0.0, 1.0)):
+        rows = table[table["quantity"] == quantity]
+        assert len(rows) == 4
+        assert (rows["change"] == change).all()
+        assert (rows["change_high"] - rows["change_low"] > 0.1).all()
+        assert rows["p"].tolist() == pytest.approx([p] * 4)
+
+
 def test_a_prompt_that_is_too_long_in_a_wrapper_is_left_out_and_said(tmp_path):
     mine = work(tmp_path, n_wrapped=24)
     found = wrapped_prompts(mine, [LONG])
@@ -137,6 +149,15 @@ def test_a_model_that_was_not_changed_believes_the_same(mine, prompts):
     beliefs = table[table["quantity"] != "refused"]
     assert beliefs["change"].abs().max() < 1e-6
     assert set(beliefs["centroids"]) == {"kept", "refitted"}
+
+
+def test_refusal_that_changes_alike_keeps_its_intervals(mine, prompts):
+    both = tuned_prompts(mine, chat_model(), prompts, *fit_rows(mine.subject))
+    both = both.assign(refused_before=True, refused_after=False)
+    rows = tuned_table(mine, both).query("quantity == 'refused'")
+    for name, value in (("before", 1.0), ("after", 0.0), ("change", -1.0)):
+        assert (rows[name] == value).all()
+        assert (rows[f"{name}_high"] - rows[f"{name}_low"] > 0.1).all()
 
 
 def test_a_changed_model_is_read_by_old_and_by_new_centroids(mine, prompts):

@@ -26,8 +26,9 @@ def test_presets_hold_what_the_paper_and_we_do():
         (9, 20),
         (11, 20),
     )
-    assert (paper.steer_scale, paper.steer_units, paper.n_random) == (1.0, "raw", 0)
-    assert (ours.rows, ours.steer_units, ours.n_random) == ("inner", "residual", 5)
+    assert (paper.steer_scale, paper.invert_scale, paper.steer_units) == (1.0, 2.0, "raw")
+    assert paper.n_random == 0
+    assert (ours.rows, ours.steer_units, ours.n_random) == ("inner", "residual", 19)
     assert ours.wrappers == tuple(WRAPPERS)
     assert preset("zhao2025", n_fit=7).n_fit == 7
 
@@ -36,6 +37,7 @@ def test_presets_hold_what_the_paper_and_we_do():
     ("changes", "words"),
     [
         ({"wrappers": ("nope",)}, "no wrapper is called 'nope'"),
+        ({"wrappers": ("prefix", "rot13", "prefix")}, "'prefix' is named twice"),
         ({"band": (4, 2)}, "first layer of a band"),
         ({"min_category": 1}, "min_category"),
         ({"nope": 1}, "no setting 'nope'"),

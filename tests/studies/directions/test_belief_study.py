@@ -7,12 +7,18 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+import transformers as hf
 
+from model import tiny
 from refusalscope import study_belief
+from refusalscope.errors import InputError
 from refusalscope.model import ChatModel
 from refusalscope.prompts import PairSet, bundled_pairs
+from refusalscope.prompts.wrappers import Wrapper, get_wrapper
 from refusalscope.runs import RunView, open_run
+from refusalscope.studies.directions import belief_study
 from refusalscope.studies.directions.belief_settings import preset
+from studies.directions.belief_case import work
 
 SMALL = {
     "wrappers": ("prefix",),
@@ -33,9 +39,14 @@ CONTRACT = {
     "positions": "position token behaviour cluster n mean low high separates first_layer last_layer",
     "template_cut": "label n refused_full rate_full low_full high_full refused_cut rate_cut low_cut high_cut "
     "change change_low change_high p garbled_cut",
-    "categories": "axis category n reason to_others to_others_low to_others_high to_mean to_mean_low "
-    "to_mean_high shared shared_low shared_high shared_if_orthogonal halves first_layer last_layer",
-    "category_cosines": "axis a b cosine low high first_layer last_layer",
+    "categories": "axis category total n reason to_others to_others_low to_others_high to_mean to_mean_low "
+    "to_mean_high shared shared_low shared_high to_others_null to_others_null_low to_others_null_high "
+    "to_others_p shared_null shared_null_low shared_null_high shared_p halves unsteady first_layer last_layer "
+    "harmless",
+    "category_cosines": "axis a b cosine low high first_layer last_layer harmless",
+    "controls": "id|label|category|as is|no mark|full stop|question mark|last word",
+    "shortcuts": "name auroc auroc_low auroc_high verdict",
+    "marks": "label mark n mean low high spread spread_low spread_high",
     "wrapped": "wrapper id label category refused verdict delta_harmful delta_refuse quadrant",
     "jailbreaks": "wrapper label group quantity n value low high change change_low change_high p",
     "tuned_prompts": "id label category refused_before refused_after verdict_after delta_harmful_before "
@@ -77,7 +88,8 @@ def test_a_run_holds_every_table_with_its_columns(finished):
     assert finished.info["status"] == "finished"
     for name, columns in CONTRACT.items():
         table = finished.table(f"belief.{name}")
-        assert table.columns.tolist() == columns.split(), name
+        expected = columns.split("|" if "|" in columns else None)
+        assert table.columns.tolist() == expected, name
         assert len(table), name
     assert {"belief.steering", "belief.inversion"} <= set(finished.tables())
     assert finished.info["tuned"]["id"] == "builtin:chat"
@@ -87,7 +99,8 @@ def test_a_run_holds_every_table_with_its_columns(finished):
 def test_only_report_prompts_are_told_of(finished):
     prompts = finished.table("prompts")
     report = set(prompts.loc[prompts["split"] == "report", "id"])
-    assert set(prompts["split"]) == {"fit", "report"}
+    assert set(prompts["split"]) == {"fit", "select", "report"}
+    assert prompts["split"].value_counts(normalize=True)["select"] > 0.08
     assert set(finished.table("belief.prompts")["id"]) == report
     assert set(finished.table("belief.tuned_prompts")["id"]) == report
     assert set(finished.table("belief.wrapped")["id"]) < report
@@ -141,6 +154,38 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, chat, finished, monkeypatc
         pd.testing.assert_frame_equal(
             again.table(f"belief.{name}"), finished.table(f"belief.{name}"), obj=name
         )
+
+
+def test_a_wrapper_of_the_patient_takes_the_place_of_a_known_one(tmp_path, monkeypatch):
+    mine = work(tmp_path, wrappers=("prefix", "rot13"))
+    own = Wrapper("prefix", "a frame of its own", "frame", before="mine: ")
+    given = []
+
+    def wrapped(work, wrappers):
+        given.extend(wrappers)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(belief_study, "wrapped_prompts", wrapped)
+    with pytest.raises(InputError, match="far enough"):
+        belief_study.run_belief(mine.run, mine.subject, mine.settings, wrappers=[own])
+    assert given == [own, get_wrapper("rot13")]
+
+
+def test_a_model_of_one_layer_is_told_before_a_run_is_begun(tmp_path):
+    config = hf.LlamaConfig(**tiny.COMMON | {"num_hidden_layers": 1}, attention_bias=True)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    one = ChatModel.wrap(model, tiny.tokenizer(), id="one layer")
+    with pytest.raises(InputError, match="too few layers for the rows 'inner'"):
+        study_belief(one, pairs=few_pairs(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_layer_of_a_push_is_chosen_on_prompts_that_fit_nothing(finished):
+    prompts = finished.table("prompts").set_index("split")["id"]
+    sides = [set(prompts.loc[[name]]) for name in ("fit", "select", "report")]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert not sides[2] & (sides[0] | sides[1])
 
 
 def test_too_few_refusals_or_answers_are_told_and_not_studied(tmp_path, chat):

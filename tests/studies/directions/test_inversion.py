@@ -15,6 +15,7 @@ from model import tiny
 from refusalscope.errors import InputError
 from refusalscope.model import ChatModel, Site
 from refusalscope.prompts import Prompt
+from refusalscope.studies.directions import inversion
 from refusalscope.studies.directions.inversion import RULES, run_inversion
 from refusalscope.studies.directions.inversion_answers import (
     QUESTIONS,
@@ -55,6 +56,10 @@ def answering(likely: float = 2.0) -> ChatModel:
         rows = chat.tokenizer.convert_tokens_to_ids(["Certainly", "No"])
         chat.model.lm_head.weight[rows] = likely * common + torch.stack([apart, -apart])
     return chat
+
+
+def pushes_of(work):
+    return make_pushes(work, RULES, work.settings.invert_scale)
 
 
 def invert(work):
@@ -110,7 +115,7 @@ def test_the_questions_are_the_published_ones():
 
 def test_both_directions_are_added_by_both_rules_and_every_row_is_that_of_plain_hooks(done):
     work, table = done
-    pushes = make_pushes(work, RULES)
+    pushes = pushes_of(work)
     assert {push.kind for push in pushes} == {
         (direction, rule) for direction in ("harm", "refuse") for rule in RULES
     }
@@ -152,7 +157,7 @@ def test_the_rules_of_positions_differ(done):
 
 def test_the_layer_is_chosen_on_the_select_split_for_each_direction_and_rule(done):
     work, table = done
-    own = [push for push in make_pushes(work, RULES) if push.seed < 0]
+    own = [push for push in pushes_of(work) if push.seed < 0]
     for kind in {push.kind for push in own}:
         gain = {
             push.layer: sum(
@@ -181,9 +186,9 @@ def test_the_mass_of_both_answers_is_reported(done):
 
 def test_a_push_of_no_size_changes_no_answer(tmp_path):
     work = case.work(
-        tmp_path, answering(), n_random=0, steer_scale=1e-12, max_new_tokens=1, question="q4"
+        tmp_path, answering(), n_random=0, invert_scale=1e-12, max_new_tokens=1, question="q4"
     )
-    push = next(iter(make_pushes(work, RULES)))
+    push = next(iter(pushes_of(work)))
     for label, table in invert(work).groupby("label"):
         margins, replies = plain(work, push, label, 0)
         assert len(table) == 1 + 2 * 2 * 2
@@ -344,10 +349,43 @@ def test_answers_that_open_alike_have_no_margin(tmp_path):
     )
     work = case.work(tmp_path, case.chat_model(tokenizer), n_random=1)
     table = invert(work)
-    assert table[["margin", "margin_change", "over_random", "answer_mass"]].isna().all(axis=None)
+    assert table[["margin", "margin_change", "p_random", "answer_mass"]].isna().all(axis=None)
     assert (table["n_margin"] == 0).all()
-    assert (table["n"] == len(case.ASKS)).all()
+    own = table[table["control"] == "direction"]
+    chosen = own[own["chosen"]].groupby(["direction", "positions", "label"])["layer"]
+    assert len(chosen) == 2 * 2 * 2
+    assert (chosen.nunique() == 1).all()
+    random = table[table["control"] == "random"]
+    assert ((random["n"] > 0) == random["chosen"]).all()
     assert any("same token" in text for text in work.run.info["warnings"])
+
+
+def test_the_layer_is_chosen_by_what_is_said_where_no_margin_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(inversion, "answer_tokens", lambda chat, prompts: None)
+    work = case.work(
+        tmp_path, answering(), n_random=1, max_new_tokens=1, question="q4", invert_scale=2.0
+    )
+    table = invert(work)
+    own = [push for push in pushes_of(work) if push.seed < 0]
+    worth = {"Certainly": 1, "No": -1}
+    for kind in {push.kind for push in own}:
+        gain = dict.fromkeys((push.layer for push in own), 0)
+        for push in (push for push in own if push.kind == kind):
+            for label, sign in SIGNS.items():
+                pushed, clean = (
+                    sum(worth.get(reply, 0) for reply in plain(work, push, label, s, "select")[1])
+                    for s in (sign, 0)
+                )
+                gain[push.layer] += sign * (pushed - clean)
+        mine = table[(table["direction"] == kind[0]) & (table["positions"] == kind[1])]
+        assert set(mine.loc[mine["chosen"], "layer"]) == {max(gain, key=gain.__getitem__)}
+    assert len({*table.loc[table["chosen"], "layer"]}) > 1
+
+
+def test_the_question_has_a_length_of_its_own(tmp_path):
+    work = case.work(tmp_path, answering(), n_random=0, steer_scale=0.1, invert_scale=0.7)
+    pushed = invert(work).query("control == 'direction'")
+    assert np.allclose(pushed["scale_in_residual_norms"], 0.7)
 
 
 def test_a_table_that_is_there_is_left_as_it_is(done):

@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from refusalscope.errors import InputError
+from refusalscope.stats import paired_rates
 from refusalscope.studies.directions.push_effects import (
+    MOST_REPLIED,
     chosen_layers,
-    paired_rates,
+    margin_columns,
     reply_grid,
     score_grid,
 )
 from refusalscope.studies.directions.pushes import SIGNS, make_pushes
 from refusalscope.studies.directions.steering import run_steering
 from studies.directions import push_case as case
+
+
+def steered(work):
+    return make_pushes(work, ("all",), work.settings.steer_scale)
 
 
 def steer(work):
@@ -56,7 +62,7 @@ def cell(table, push, label):
 
 def test_every_row_is_that_of_plain_hooks(done):
     work, table = done
-    pushes = make_pushes(work, ("all",))
+    pushes = steered(work)
     assert len(table) == 2 * (1 + len(pushes))
     assert len(pushes) == 2 * 2 * 3
     answered = 0
@@ -85,7 +91,7 @@ def test_every_row_is_that_of_plain_hooks(done):
 
 def test_rotations_are_answered_at_the_chosen_layer_which_the_select_split_names(done):
     work, table = done
-    pushes = [push for push in make_pushes(work, ("all",)) if push.seed < 0]
+    pushes = [push for push in steered(work) if push.seed < 0]
     for direction in ("harm", "refuse"):
         gain = {}
         for push in (push for push in pushes if push.direction == direction):
@@ -101,20 +107,62 @@ def test_rotations_are_answered_at_the_chosen_layer_which_the_select_split_names
         assert ((random["n"] > 0) == (random["layer"] == best)).all()
 
 
-def test_the_excess_over_rotations_is_paired_by_prompt(done):
+def test_each_rotation_stands_by_its_best_layer_as_the_direction_does(done):
     work, table = done
-    pushes = make_pushes(work, ("all",))
+    pushes = steered(work)
+    told = set()
+    for label, sign in SIGNS.items():
+        indices = work.subject.pick("report", label)
+        clean = plain(work, pushes[0], indices, 0)[0].mean()
+        far = {p: sign * (plain(work, p, indices, sign)[0].mean() - clean) for p in pushes}
+        for push in pushes:
+            row = cell(table, push, label)
+            if push.seed >= 0:
+                assert np.isnan([row["p_random"], row["random_most"]]).all()
+                continue
+            seeds = range(work.settings.seed, work.settings.seed + work.settings.n_random)
+            best = [
+                max(f for p, f in far.items() if p.kind == push.kind and p.seed == seed)
+                for seed in seeds
+            ]
+            assert row["n_random"] == len(best) == 2
+            assert row["random_most"] == pytest.approx(sign * max(best), abs=1e-4)
+            assert row["p_random"] == (1 + sum(other >= far[push] for other in best)) / 3
+            told.add(row["p_random"])
+    assert len(told) > 1
+
+
+def test_a_vector_that_is_no_better_than_its_rotations_is_claimed_one_time_in_twenty(tmp_path):
+    """Each vector takes its best of many layers; without the same for rotations a third would be claimed."""
+    work = case.work(tmp_path, n_random=19, steer_rows=(0, 1, 2, 3))
+    cells = [None, *(push for push in steered(work) if push.direction == "harm")]
+    own = [n for n, push in enumerate(cells) if push is not None and push.seed < 0]
     indices = work.subject.pick("report", "harmful")
-    found = {push: plain(work, push, indices, -1)[0] for push in pushes if push.layer == 3}
-    for push, margins in found.items():
-        row = cell(table, push, "harmful")
-        if push.seed >= 0:
-            assert np.isnan(row["over_random"])
-            continue
-        random = [m for p, m in found.items() if p.kind == push.kind and p.seed >= 0]
-        want = (margins - np.mean(random, axis=0)).mean()
-        assert row["over_random"] == pytest.approx(want, abs=1e-4)
-        assert row["over_random_low"] < row["over_random"] < row["over_random_high"]
+    rng, claimed, by_layer, n = np.random.default_rng(0), 0, 0, 400
+    for _ in range(n):
+        # Effects differ between vectors, hardly between prompts: resampled prompts tell of none of it.
+        margins = rng.normal(0.3, 1, (len(cells), 1)) + rng.normal(0, 0.01, (1, len(indices)))
+        best = min(own, key=lambda place: margins[place].mean())
+        row = margin_columns(work, indices, margins, cells, best, -1)
+        claimed += row["p_random"] <= 0.05
+        beside = [
+            place
+            for place, push in enumerate(cells)
+            if push is not None and push.seed >= 0 and push.layer == cells[best].layer
+        ]
+        by_layer += margins[best].mean() < margins[beside].mean(axis=1).min()
+    assert 0.02 < claimed / n < 0.08
+    assert by_layer / n > 0.12
+
+
+def test_margins_are_read_of_every_rotation_and_replies_of_a_few(tmp_path):
+    work = case.work(tmp_path, n_random=MOST_REPLIED + 2, seed=3)
+    table = steer(work)
+    random = table[table["control"] == "random"]
+    assert (random["n_margin"] == len(case.ASKS)).all()
+    replied = random[random["n"] > 0].groupby(["label", "direction"])["seed"]
+    assert set(replied.agg(tuple)) == {tuple(range(3, 3 + MOST_REPLIED))}
+    assert random["seed"].max() == 3 + MOST_REPLIED + 1
 
 
 @pytest.mark.parametrize(("units", "size"), [("raw", 1.5), ("residual", 0.4)])
@@ -123,7 +171,7 @@ def test_sizes_are_reported_in_both_units(tmp_path, units, size):
     fit = work.subject.take(work.subject.pick("fit"))
     ends = {"harm": "instruction_last", "refuse": "prompt_last"}
     v = {"harm": work.means.v_harm, "refuse": work.means.v_refuse}
-    for push in make_pushes(work, ("all",)):
+    for push in steered(work):
         norm = case.residual_norm(work.chat, fit, push.layer, ends[push.direction])
         length = float(push.vector.tensor.norm())
         own = v[push.direction][push.layer]
@@ -136,7 +184,7 @@ def test_sizes_are_reported_in_both_units(tmp_path, units, size):
 
 def test_rotations_have_the_length_of_the_direction_and_no_common_way(tmp_path):
     work = case.work(tmp_path, n_random=40)
-    pushes = make_pushes(work, ("all",))
+    pushes = steered(work)
     for own in (push for push in pushes if push.seed < 0):
         beside = [p for p in pushes if (p.kind, p.layer) == (own.kind, own.layer) and p.seed >= 0]
         turned = torch.stack([p.vector.tensor for p in beside])
@@ -151,7 +199,7 @@ def test_rotations_have_the_length_of_the_direction_and_no_common_way(tmp_path):
 def test_a_push_of_no_size_changes_nothing(tmp_path):
     work = case.work(tmp_path)
     rendered = list(work.subject.rendered[:4])
-    grid = [[()] * 4] + [[push.variant(0, "all")] * 4 for push in make_pushes(work, ("all",))]
+    grid = [[()] * 4] + [[push.variant(0, "all")] * 4 for push in steered(work)]
     margins = score_grid(work.chat, rendered, grid, {"margin": case.MARGIN})["margin"]
     assert np.abs(margins - margins[0]).max() < 1e-5
     replies = reply_grid(work.chat, rendered, grid, 3)
@@ -162,7 +210,7 @@ def test_generated_tokens_are_not_pushed(tmp_path):
     """A large push would change later tokens of some reply if it went on after the prompt."""
     work = case.work(tmp_path, steer_scale=3.0, n_random=4)
     prompts = work.subject.take(work.subject.pick("report"))
-    pushes = make_pushes(work, ("all",))
+    pushes = steered(work)
     grid = [[push.variant(1, "all")] * len(prompts) for push in pushes]
     with case.no_hooks_left(work.chat):
         ours = reply_grid(work.chat, prompts, grid, 4)
@@ -180,13 +228,27 @@ def test_generated_tokens_are_not_pushed(tmp_path):
             assert text == case.reply(work.chat, *at, 4)
 
 
-def test_without_a_margin_replies_are_judged_all_the_same(tmp_path):
-    work = case.work(tmp_path, margin=None)
+def test_without_a_margin_the_layer_is_chosen_by_refusals(tmp_path):
+    work = case.work(tmp_path, margin=None, steer_scale=2.0)
     table = steer(work)
-    assert table["margin"].isna().all()
+    assert table[["margin", "p_random"]].isna().all(axis=None)
     assert (table["n_margin"] == 0).all()
-    assert (table["n"] == len(case.ASKS)).all()
-    assert not table["chosen"].any()
+    for direction in ("harm", "refuse"):
+        gain = {}
+        for push in (p for p in steered(work) if p.direction == direction and p.seed < 0):
+            gain[push.layer] = 0
+            for label, sign in SIGNS.items():
+                indices = work.subject.pick("select", label)
+                pushed, clean = (plain(work, push, indices, s)[1] for s in (sign, 0))
+                refused = [
+                    sum(case.OddJudge.label(text) == "full_refusal" for text in texts)
+                    for texts in (pushed, clean)
+                ]
+                gain[push.layer] += sign * (refused[0] - refused[1])
+        mine = table[table["direction"] == direction]
+        assert set(mine.loc[mine["chosen"], "layer"]) == {max(gain, key=gain.__getitem__)}
+        random = mine[mine["control"] == "random"]
+        assert ((random["n"] > 0) == random["chosen"]).all()
 
 
 def test_a_direction_without_length_is_left_out_and_said(tmp_path):
@@ -195,7 +257,8 @@ def test_a_direction_without_length_is_left_out_and_said(tmp_path):
     table = steer(work)
     assert set(table.query("direction == 'refuse'")["layer"]) == {2}
     assert set(table.query("direction == 'harm'")["layer"]) == {0, 2}
-    assert table["over_random"].isna().all()
+    assert table["p_random"].isna().all()
+    assert (table["n_random"] == 0).all()
     assert "direction refuse has no length at layer 0" in work.run.info["warnings"][0]
 
 
@@ -210,7 +273,7 @@ def test_what_cannot_be_steered_is_refused_in_words(tmp_path):
 
 def test_every_layer_but_the_first_is_steered_by_default(tmp_path):
     work = case.work(tmp_path, steer_rows=None)
-    assert {push.layer for push in make_pushes(work, ("all",))} == {1, 2, 3}
+    assert {push.layer for push in steered(work)} == {1, 2, 3}
 
 
 def test_no_hook_outlives_a_failure(tmp_path):
@@ -232,7 +295,7 @@ def test_a_table_that_is_there_is_left_as_it_is(done):
 
 
 def test_the_layer_of_largest_gain_is_chosen_with_labels_weighing_alike(tmp_path):
-    pushes = make_pushes(case.work(tmp_path, n_random=0), ("all",))
+    pushes = steered(case.work(tmp_path, n_random=0))
     assert [push.layer for push in pushes] == [1, 3, 1, 3]
     gains = {
         "harmless": np.array([[0.0], [3.0], [1.0], [0.0]]),

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from refusalscope.guard.belief_guard import Belief
+from refusalscope.guard.readings import Belief
 from refusalscope.guard.serve.wire_replies import AppliedTypes, Latent, ModerationResult
 
 KEYS = (

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from refusalscope.guard.belief_guard import Belief, BeliefGuard
+from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.prefill import StateReader
+from refusalscope.guard.readings import Belief
 from refusalscope.guard.serve.faults import Fault
 from refusalscope.guard.serve.reply import Began, Ended, Order, Piece, Reply
 from refusalscope.guard.serve.settings import ServeSettings

@@ -11,7 +11,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from refusalscope.errors import InputError
-from refusalscope.guard.belief_guard import Belief, BeliefGuard
+from refusalscope.guard.belief_guard import BeliefGuard
+from refusalscope.guard.readings import Belief
 from refusalscope.prompts import final_character_class
 
 LOG = logging.getLogger("refusalscope.serve")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refusalscope.guard.belief_guard import Belief
 from refusalscope.guard.monitor import ReplyMonitor
+from refusalscope.guard.readings import Belief
 from refusalscope.guard.serve.wire_replies import FinishReason
 from refusalscope.prompts import Prompt
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from refusalscope.guard.belief_guard import Belief, BeliefGuard
+from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.folder import about
+from refusalscope.guard.readings import Belief
 from refusalscope.guard.serve.engine import Engine
 from refusalscope.guard.serve.meters import Meters, ScoreLog
 from refusalscope.guard.serve.settings import ServeSettings

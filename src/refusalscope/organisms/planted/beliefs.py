@@ -69,6 +69,12 @@ class TwoBeliefs:
         return {prompt.id: prompt for prompt in self.truth.prompts}
 
     @property
+    def splits(self) -> dict[str, PromptSet]:
+        """The sets by the names of a study's splits: what is calibrated on is selected on."""
+        sets = self.sets
+        return {"fit": sets["fit"], "select": sets["calibrate"], "report": sets["report"]}
+
+    @property
     def pairs(self) -> PairSet:
         """Harmful prompts with a refuse cue beside harmless ones without, of all sets."""
         bits, found = self.bits, []

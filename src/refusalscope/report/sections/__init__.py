@@ -11,6 +11,7 @@ from collections.abc import Callable
 from refusalscope.report.content import Section
 from refusalscope.report.sections.behaviour import behaviour
 from refusalscope.report.sections.belief import belief
+from refusalscope.report.sections.belief_plane import belief_plane
 from refusalscope.report.sections.belief_study import belief_clusters, belief_more, belief_pushes
 from refusalscope.report.sections.cliff import cliff, cliff_heads
 from refusalscope.report.sections.directions import directions
@@ -51,6 +52,7 @@ SECTIONS: tuple[Callable[[RunLike], Section | None], ...] = (
     cliff,
     cliff_heads,
     repair,
+    belief_plane,
     belief_clusters,
     belief_pushes,
     belief_more,

@@ -29,8 +29,8 @@ def belief(run: RunLike) -> Section | None:
     blocks: list[Block] = []
     if table is not None:
         known = table.dropna(subset=["delta_harmful", "delta_refuse"])
-        blocks += [_plane(known)] if len(known) else []
-        blocks.append(_quadrants(table))
+        blocks += [plane_figure(known)] if len(known) else []
+        blocks.append(quadrants_table(table))
     else:
         blocks.append(Note(why_missing(run, "directions.belief"), "missing"))
     if shortcuts is not None:
@@ -45,7 +45,8 @@ def belief(run: RunLike) -> Section | None:
     )
 
 
-def _plane(table: pd.DataFrame) -> Figure:
+def plane_figure(table: pd.DataFrame) -> Figure:
+    """Each prompt by its two scores, both there; filled where it was refused."""
     fig = figure(
         460,
         "delta_harmful (right: taken for harmful)",
@@ -142,7 +143,8 @@ def _hover(row: Row, judged: bool) -> str:
     return "<br>".join(lines)
 
 
-def _quadrants(table: pd.DataFrame) -> Table:
+def quadrants_table(table: pd.DataFrame) -> Table:
+    """Prompts in each quadrant by label."""
     rows = []
     for name, (_, _, meaning) in QUADRANTS.items():
         mine = table[table["quadrant"] == name]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Panel, Table
 from refusalscope.report.figures import DIVERGING, colour_bar, figure, safe
-from refusalscope.report.numbers import ABSENT, NBSP, decimal, finite, percent, span, whole
-from refusalscope.report.sections.belief_jailbreaks import over
+from refusalscope.report.numbers import (
+    ABSENT,
+    NBSP,
+    decimal,
+    finite,
+    p_value,
+    percent,
+    span,
+    whole,
+)
+from refusalscope.report.sections.belief_jailbreaks import left_out, over
 from refusalscope.report.tables import Row, records
 
 MAX_ROWS, MAX_CATEGORIES = 120, 24
@@ -16,7 +28,8 @@ MAX_ROWS, MAX_CATEGORIES = 120, 24
 
 def categories_figure(cosines: pd.DataFrame) -> Figure | None:
     """Cosine of the directions of each pair of categories, for both axes; None without any."""
-    panels = []
+    panels: list[Panel] = []
+    n_pairs, n_names = 0, 0
     for axis, title in (
         ("harmfulness", "Directions of harm"),
         ("refusal", "Directions of refusal"),
@@ -24,8 +37,10 @@ def categories_figure(cosines: pd.DataFrame) -> Figure | None:
         mine = cosines[cosines["axis"] == axis]
         if not mine.empty:
             panels.append(_matrix(mine, title))
+            n_pairs, n_names = max(n_pairs, len(mine)), max(n_names, len(_names(mine)))
     if not panels:
         return None
+    cut = f" The first {MAX_CATEGORIES} of {n_names} categories by name are drawn."
     return Figure(
         "figure-belief-categories",
         "directions of categories",
@@ -33,14 +48,24 @@ def categories_figure(cosines: pd.DataFrame) -> Figure | None:
         panels,
         "Each cell is the cosine of the directions of two categories, from states of prompts that were "
         "refused less those of harmless ones that were answered. Near 1 they are one direction; near 0 each "
-        "category has its own. They share one harmless mean, whose noise lifts all cosines.",
-        f"n = {len(cosines)} pairs of categories, whose sizes stand in the table; directions from the fit "
-        f"split; 95{NBSP}% bootstrap intervals in the hover.",
+        f"category has its own. {_harmless(cosines)}{cut if n_names > MAX_CATEGORIES else ''}",
+        f"n = {n_pairs} pairs of categories for each axis, whose sizes stand in the table; directions from the "
+        f"fit split; 95{NBSP}% bootstrap intervals in the hover.",
     )
 
 
+def _harmless(cosines: pd.DataFrame) -> str:
+    if (cosines["harmless"] == "halves").all():
+        return "Two directions start from different halves of the harmless prompts."
+    return "All start from one harmless mean, whose noise lifts all cosines."
+
+
+def _names(pairs: pd.DataFrame) -> list[str]:
+    return sorted({*pairs["a"], *pairs["b"]})
+
+
 def _matrix(pairs: pd.DataFrame, title: str) -> Panel:
-    names = sorted({*pairs["a"], *pairs["b"]})[:MAX_CATEGORIES]
+    names = _names(pairs)[:MAX_CATEGORIES]
     place = {name: i for i, name in enumerate(names)}
     grid = np.full((len(names), len(names)), np.nan)
     text = [["" for _ in names] for _ in names]
@@ -92,6 +117,7 @@ def categories_table(table: pd.DataFrame) -> Table:
             "category",
             "n",
             "to the others",
+            "of random categories",
             "to the mean",
             "to its own other half",
             "shared",
@@ -99,29 +125,46 @@ def categories_table(table: pd.DataFrame) -> Table:
         [
             (
                 str(row["axis"]),
-                Cell(
-                    str(row["category"]), strong=row["category"] == "all", below=str(row["reason"])
-                ),
+                Cell(str(row["category"]), strong=row["total"], below=str(row["reason"])),
                 Cell(whole(row["n"]), number=True),
-                *(
-                    over(decimal(row[name]), span(row[f"{name}_low"], row[f"{name}_high"]))
-                    for name in ("to_others", "to_mean")
+                over(*_with_span(row, "to_others")),
+                over(*_by_chance(row, "to_others", decimal)),
+                over(*_with_span(row, "to_mean")),
+                Cell(
+                    decimal(row["halves"]),
+                    number=True,
+                    strong=row["unsteady"],
+                    below="less than to the others" if row["unsteady"] else "",
                 ),
-                Cell(decimal(row["halves"]), number=True),
                 _shared(row),
             )
             for row in records(table.head(MAX_ROWS))
         ],
-        f"Cosines, below them 95{NBSP}% bootstrap intervals. Its own other half: what noise leaves of a "
-        "perfect agreement. Shared: how much of all directions lies on one axis, below it what orthogonal "
-        "ones would have.",
+        f"Cosines, below them 95{NBSP}% bootstrap intervals. Of random categories: the same prompts dealt out "
+        f"at random into categories of these sizes, their mean, 95{NBSP}% range and two-sided p; below that "
+        "range categories have directions of their own, within it none was shown. Its own other half: a "
+        "category that is less like itself than like the others is not told apart from them. Shared: how much "
+        f"of all directions lies on one axis.{left_out(len(table), MAX_ROWS)}",
         id="table-belief-categories",
         name="directions of categories in numbers",
     )
 
 
+def _with_span(row: Row, name: str) -> tuple[str, str]:
+    return decimal(row[name]), span(row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _by_chance(row: Row, name: str, words: Callable[[Any], str]) -> tuple[str, str]:
+    """A figure over random categories: its mean; its range with p."""
+    value, low, high = (row[f"{name}_null{end}"] for end in ("", "_low", "_high"))
+    if not finite(value):
+        return ABSENT, ""
+    return words(value), f"{words(low)} to {words(high)}, p {p_value(row[f'{name}_p'])}"
+
+
 def _shared(row: Row) -> Cell:
     if not finite(row["shared"]):
         return Cell(ABSENT, number=True)
-    orthogonal = f"{percent(row['shared_if_orthogonal'])} if orthogonal"
-    return Cell(percent(row["shared"]), number=True, below=orthogonal)
+    mean, rest = _by_chance(row, "shared", percent)
+    below = f"random {mean} ({rest})" if rest else ""
+    return Cell(percent(row["shared"]), number=True, below=below)

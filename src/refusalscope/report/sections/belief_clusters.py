@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from refusalscope.report.belief_tables import CLUSTER_NAMES, sorted_by
+from refusalscope.report.belief_tables import AGAINST, CLUSTER_NAMES, sorted_by
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
 from refusalscope.report.numbers import (
@@ -24,10 +25,8 @@ from refusalscope.report.numbers import (
 from refusalscope.report.palette import LIGHT
 from refusalscope.report.tables import Row, records
 
-# Role of a cluster's label; a cluster that goes against its label is dotted.
+# Role of a cluster's label; a cluster that goes against its label is dotted, with open marks.
 ROLES = dict(zip(CLUSTER_NAMES, ("harmful", "harmful", "harmless", "harmless"), strict=True))
-DOTTED = ("harmful accepted", "harmless refused")
-AGAINST = {True: "dot", False: "solid"}
 ENDS = {"t_inst": "At the end of the request", "t_post": "At the end of the prompt"}
 
 
@@ -50,18 +49,21 @@ def clusters_figure(table: pd.DataFrame) -> Figure | None:
         "Above 0: the state is nearer to harmful prompts that were refused; below: to harmless ones that were "
         "answered. At the end of the request lines of one colour should stay together, which is belief of "
         "harm; at the end of the prompt lines of one behaviour should, which is refusal. Dotted lines are the "
-        "prompts that behave against their label.",
-        f"{_counts(pd.concat(shown))}; sorted by what the model does without the template's end where that "
-        f"fills every cluster, else with it; report split, bands are 95{NBSP}% bootstrap intervals.",
+        "prompts that behave against their label, with open marks.",
+        f"{_counts(pd.concat(shown))}; sorted by what the model does without the template's end where enough "
+        f"prompts then go against their label, else with it; report split, bands are 95{NBSP}% bootstrap "
+        "intervals.",
         keys=_keys(),
     )
 
 
 def positions_figure(table: pd.DataFrame) -> Figure | None:
     """Mean score of each cluster token by token around the end of the request; None without any."""
-    sides = (table[table["position"] <= 0], table[table["position"] > 0])
-    parts = [side[side["behaviour"] == sorted_by(side)] for side in sides]
-    shown = pd.concat(parts)
+    request, after = table[table["position"] <= 0], table[table["position"] > 0]
+    # As the verdict has it, which speaks of position 0.
+    behaviour = sorted_by(request[request["position"] == 0])
+    request = request[request["behaviour"] == behaviour]
+    shown = pd.concat([request, after[after["behaviour"] == sorted_by(after)]])
     if shown.empty:
         return None
     tokens = {
@@ -85,9 +87,14 @@ def positions_figure(table: pd.DataFrame) -> Figure | None:
 
 
 def _token(row: Row) -> str:
-    place = int(row["position"])
-    name = safe(row["token"], 14) if row["token"].strip() else ""
-    return "request end" if place == 0 else name or decimal(place, 0)
+    """How a token is called: the place of those of the request, and words for what cannot be seen."""
+    place, token = int(row["position"]), row["token"]
+    if place == 0:
+        return "request end"
+    if token and not token.strip():
+        lines = token.count("\n")
+        return (f"{lines} newlines" if lines > 1 else "newline") if lines else "space"
+    return safe(token.strip(" ").replace("\n", "\u21b5"), 14) or decimal(place, 0)
 
 
 def _counts(table: pd.DataFrame) -> str:
@@ -103,9 +110,9 @@ def _counts(table: pd.DataFrame) -> str:
 def _keys() -> list[Key]:
     return [
         Key("line harmful", "harmful, refused"),
-        Key("line dotted harmful", "harmful, accepted"),
+        Key("line dotted harmful", "harmful, accepted (open marks)"),
         Key("line harmless", "harmless, accepted"),
-        Key("line dotted harmless", "harmless, refused"),
+        Key("line dotted harmless", "harmless, refused (open marks)"),
     ]
 
 
@@ -124,9 +131,9 @@ def _panel(table: pd.DataFrame, x: str, x_title: str, title: str, ticks: dict[in
             line={
                 "color": LIGHT[ROLES[name]],
                 "width": 2,
-                "dash": AGAINST[name in DOTTED],
+                "dash": "dot" if name in AGAINST else "solid",
             },
-            marker={"color": LIGHT[ROLES[name]], "size": 5},
+            marker=_mark(name),
             text=[
                 f"<b>{name}</b>, {x} {whole(row[x]) if row[x] >= 0 else decimal(row[x], 0)}<br>"
                 f"{decimal(row['mean'], 3)} ({span(row['low'], row['high'], 3)}), n = {whole(row['n'])}"
@@ -142,6 +149,14 @@ def _panel(table: pd.DataFrame, x: str, x_title: str, title: str, ticks: dict[in
     fig.update_xaxes(zeroline=False)
     fig.update_yaxes(zerolinewidth=1.5, nticks=6)
     return Panel(fig, f"Mean score of each cluster by {x}: {'; '.join(said)}.", title)
+
+
+def _mark(name: str) -> dict[str, Any]:
+    colour = LIGHT[ROLES[name]]
+    if name not in AGAINST:
+        return {"color": colour, "size": 6}
+    ring = {"color": colour, "width": 2}
+    return {"color": LIGHT["surface"], "symbol": "diamond", "size": 9, "line": ring}
 
 
 def band(

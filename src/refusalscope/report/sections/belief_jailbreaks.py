@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from refusalscope.report.belief_tables import LABELS, NONE
+from refusalscope.report.belief_tables import LABELS, NONE, QUANTITIES
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
 from refusalscope.report.numbers import (
@@ -14,6 +14,8 @@ from refusalscope.report.numbers import (
     p_value,
     percent,
     rate_span,
+    share,
+    share_span,
     span,
     whole,
 )
@@ -130,7 +132,8 @@ def jailbreaks_table(table: pd.DataFrame) -> Table:
             )
             for row in records(table.head(MAX_ROWS))
         ],
-        f"Below the numbers 95{NBSP}% intervals. Change: from the same prompts without the wrapper.",
+        f"Below the numbers 95{NBSP}% intervals. Change: from the same prompts without the wrapper."
+        f"{left_out(len(table), MAX_ROWS)}",
         folded=True,
     )
 
@@ -149,7 +152,7 @@ def tuned_table(table: pd.DataFrame) -> Table:
         [
             (
                 str(row["label"]),
-                str(row["quantity"]),
+                QUANTITIES.get(row["quantity"], str(row["quantity"])),
                 {"kept": "those of before", "refitted": "fitted again"}.get(
                     row["centroids"], ABSENT
                 ),
@@ -159,9 +162,9 @@ def tuned_table(table: pd.DataFrame) -> Table:
             )
             for row in records(table.head(MAX_ROWS))
         ],
-        f"Below the numbers 95{NBSP}% bootstrap intervals over prompts of the report split; refused is a "
-        "share. With the centroids of before, states of the tuned model are read in the old terms; fitted "
-        "again, in its own.",
+        f"Below the numbers 95{NBSP}% intervals over prompts of the report split: Wilson's and Newcombe's of "
+        "the share refused, bootstrap ones of the scores. With the centroids of before, states of the tuned "
+        f"model are read in the old terms; fitted again, in its own.{left_out(len(table), MAX_ROWS)}",
         id="table-belief-tuned",
         name="before and after fine-tuning",
     )
@@ -169,7 +172,16 @@ def tuned_table(table: pd.DataFrame) -> Table:
 
 def _moved(row: Row, name: str) -> Cell:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if row["quantity"] == "refused":
+        return over(share(row[name]), share_span(low, high))
     return over(decimal(row[name], 3), span(low, high, 3))
+
+
+def left_out(n: int, most: int) -> str:
+    """The sentence on rows that a table has no room for; nothing where it shows all."""
+    if n <= most:
+        return ""
+    return f" The first {whole(most)} rows of {whole(n)}; the others stand in the run's table."
 
 
 def over(value: str, interval: str) -> Cell:

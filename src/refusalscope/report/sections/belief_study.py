@@ -31,8 +31,16 @@ from refusalscope.report.sections.belief_jailbreaks import (
     jailbreaks_table,
     tuned_table,
 )
-from refusalscope.report.sections.belief_push_tables import inversion_table, steering_table
-from refusalscope.report.sections.belief_pushes import inversion_figure, steering_figure
+from refusalscope.report.sections.belief_push_tables import (
+    inversion_table,
+    margins_table,
+    steering_table,
+)
+from refusalscope.report.sections.belief_pushes import (
+    answers_figure,
+    inversion_figure,
+    steering_figure,
+)
 from refusalscope.report.tables import RunLike, why_missing
 
 Make = Callable[[pd.DataFrame], "Block | None"]
@@ -62,7 +70,7 @@ def belief_pushes(run: RunLike) -> Section | None:
         return None
     blocks = [
         *_shown(run, STEERING, steering_figure, steering_table),
-        *_shown(run, INVERSION, inversion_figure, inversion_table),
+        *_shown(run, INVERSION, answers_figure, margins_table, inversion_figure, inversion_table),
     ]
     return Section(
         "belief-pushes",

@@ -76,7 +76,7 @@ def guard(run: RunLike) -> Section | None:
     reliable = None if scores is None else reliability_figure(run, scores)
     nothing = "No labelled prompts carry a probability, so it could not be held against outcomes."
     blocks.append(reliable or Note(nothing, "missing"))
-    blocks += _shown(run, LAYERS, layers_figure)
+    blocks += _shown(run, LAYERS, lambda table: layers_figure(run, table))
     return Section(
         "guard",
         "How well it tells harm",

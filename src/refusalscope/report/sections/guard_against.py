@@ -6,7 +6,7 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import Dot, dot_plot, safe
-from refusalscope.report.guard_tables import at_point
+from refusalscope.report.guard_tables import at_point, basis
 from refusalscope.report.numbers import (
     NBSP,
     finite,
@@ -60,9 +60,9 @@ def against_figure(run: RunLike, table: pd.DataFrame) -> Figure | None:
         ],
         "Each pair stands on the prompts that both guards scored. The other guard's threshold is set so that "
         "it flags as many harmless prompts wrongly as this one does; further to the right is better. Its "
-        "threshold is set on these prompts themselves, which favours it.",
+        f"threshold is set on these prompts themselves, which favours it.{_ties(mine)}",
         f"n = {whole(mine['n'].max())} harmful prompts at {safe(point)}, at which {percent(fpr)} of harmless "
-        f"ones are flagged; report split; exact 95{NBSP}% intervals.",
+        f"ones are flagged; {basis(run)}; exact 95{NBSP}% intervals.",
         keys=[Key("dot direction", "this guard"), Key("dot control", "other guard")],
     )
 
@@ -73,13 +73,29 @@ def against_table(table: pd.DataFrame) -> Table:
         "Beside other guards in numbers",
         (
             *("guard", "operating point", "false alarms of both", "n harmful"),
-            *("it flags", "this guard flags", "difference, paired", "p"),
+            *("it flags", "this guard flags", "difference, paired", "p, corrected"),
         ),
         [_row(row) for row in records(table.head(60))],
         f"Below the numbers 95{NBSP}% intervals. Difference: this guard minus the other on the same harmful "
-        "prompts.",
+        "prompts; p by sign flips, corrected (Benjamini-Hochberg) over all guards and operating points."
+        f"{_ties(table)}",
         id="table-guard-against",
         name="beside other guards in numbers",
+    )
+
+
+def _tied(row: Row) -> bool:
+    """Whether no threshold of the other guard has this guard's rate of false alarms."""
+    return bool(row["other_fpr"] < row["fpr"])
+
+
+def _ties(table: pd.DataFrame) -> str:
+    if not any(_tied(row) for row in records(table)):
+        return ""
+    return (
+        " Where no threshold of the other guard has this rate, since it gives prompts the same score, ties "
+        "were interpolated: of the tied prompts it flags the share that makes up the rate, as on the straight "
+        "line between two points of its ROC curve; the interval spans those of the whole counts around."
     )
 
 
@@ -87,7 +103,11 @@ def _row(row: Row) -> tuple[str | Cell, ...]:
     return (
         str(row["guard"]),
         str(row["point"]),
-        Cell(percent(row["fpr"]), number=True),
+        Cell(
+            percent(row["fpr"]),
+            number=True,
+            below=f"ties interpolated from {percent(row['other_fpr'])}" if _tied(row) else "",
+        ),
         Cell(whole(row["n"]), number=True),
         Cell(percent(row["tpr"]), number=True, below=rate_span(row["low"], row["high"])),
         Cell(
@@ -98,5 +118,5 @@ def _row(row: Row) -> tuple[str | Cell, ...]:
             number=True,
             below=share_span(row["difference_low"], row["difference_high"]),
         ),
-        Cell(p_value(row["p"]), number=True),
+        Cell(p_value(row["p_adjusted"]), number=True),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from refusalscope.report.content import Cell, Note, Table
-from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_beside import worst_wrapper, wrapper_count
 from refusalscope.report.guard_shortcuts import CANNOT, LEANS, told
 from refusalscope.report.guard_tables import HARMLESS
 from refusalscope.report.numbers import (
@@ -112,27 +112,28 @@ def variants_table(table: pd.DataFrame) -> Table:
 
 
 def wrappers_table(run: RunLike, table: pd.DataFrame) -> Table:
-    """Every wrapper around the prompts of both labels; the worst stands out."""
+    """Every wrapper around the prompts of both labels; the one with the lowest AUROC stands out."""
     worst = worst_wrapper(run)
-    name = None if worst is None else worst["wrapper"]
+    name, count = None if worst is None else worst["wrapper"], wrapper_count(run)
     order = {each: place for place, each in enumerate(dict.fromkeys(table["wrapper"]))}
     rows = sorted(records(table), key=lambda row: (row["wrapper"] != name, order[row["wrapper"]]))
     return Table(
         "Under wrappers",
         ("wrapper", "label", "n", "AUROC", "flagged"),
-        [_wrapper(row, row["wrapper"] == name) for row in rows[:MAX_ROWS]],
+        [_wrapper(row, count if row["wrapper"] == name else 0) for row in rows[:MAX_ROWS]],
         "Prompts of both labels inside the same wrapper, with the threshold of bare prompts: the AUROC says "
         "what the score still tells, the rates what the guard would do. Below the numbers "
-        f"95{NBSP}% intervals. Nothing is claimed beyond the wrappers of this table.",
+        f"95{NBSP}% intervals, which do not allow for picking the lowest. Nothing is claimed beyond "
+        "the wrappers of this table.",
         id="table-guard-wrappers",
         name="under wrappers",
     )
 
 
-def _wrapper(row: Row, worst: bool) -> tuple[str | Cell, ...]:
+def _wrapper(row: Row, lowest_of: int) -> tuple[str | Cell, ...]:
     name = str(row["wrapper"])
     return (
-        Cell(name, strong=worst, below="worst case") if worst else name,
+        Cell(name, strong=True, below=f"the lowest of {lowest_of}") if lowest_of else name,
         str(row["label"]),
         _counted(row),
         Cell(ABSENT, number=True)

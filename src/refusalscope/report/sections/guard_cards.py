@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refusalscope.report.content import Card
-from refusalscope.report.guard_rules import worst_wrapper
+from refusalscope.report.guard_beside import worst_wrapper, wrapper_count
 from refusalscope.report.guard_shortcuts import APART, LEANS, shortcut_word
 from refusalscope.report.guard_tables import (
     SCORES,
@@ -28,7 +28,7 @@ def guard_cards(run: RunLike) -> list[Card]:
         _rate(row, "fpr", "Harmless prompts flagged", "harmless"),
         _auroc(metric(run, "auroc")),
         _shortcuts(run),
-        _wrapper(worst_wrapper(run)),
+        _wrapper(worst_wrapper(run), wrapper_count(run)),
         _abstains(run),
     ]
     return [card for card in cards if card is not None]
@@ -63,10 +63,10 @@ def _auroc(row: Row | None) -> Card | None:
     )
 
 
-def _wrapper(row: Row | None) -> Card | None:
+def _wrapper(row: Row | None, count: int) -> Card | None:
     if row is None:
         return None
-    name = f"AUROC under the worst wrapper, {row['wrapper']}"
+    name = f"AUROC under wrappers, the lowest of {whole(count)}: {row['wrapper']}"
     area = row["auroc"], row["auroc_low"], row["auroc_high"]
     return _area(name, *area, f"n = {whole(row['n'])} harmful", "table-guard-wrappers")
 

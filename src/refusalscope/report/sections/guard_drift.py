@@ -6,7 +6,7 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import Dot, dot_plot, safe
-from refusalscope.report.guard_rules import DRIFTED, STEADY, TO_WATCH
+from refusalscope.report.guard_moved import DRIFTED, STEADY, TO_WATCH
 from refusalscope.report.numbers import (
     NBSP,
     decimal,

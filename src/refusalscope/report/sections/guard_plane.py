@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
-from refusalscope.report.guard_tables import HARMFUL, HARMLESS, REPORT, points
-from refusalscope.report.numbers import decimal, finite, percent, span, whole
+from refusalscope.report.guard_tables import HARMFUL, HARMLESS, basis, calibration_points, points
+from refusalscope.report.numbers import decimal, finite, listed, percent, span, whole
 from refusalscope.report.palette import LIGHT
 from refusalscope.report.sections.belief import QUADRANTS, corner
 from refusalscope.report.tables import Row, RunLike, records
@@ -64,9 +64,8 @@ def plane_figure(run: RunLike, scores: pd.DataFrame) -> Figure:
             for each in labels
         ]
     keys += [Key("dash", "threshold")] if taus else []
-    thinned = (
-        "; of each label not every prompt is drawn" if len(table) > DRAWN * len(labels) else ""
-    )
+    cut = [NAMES[each] for each in labels if (table["label"] == each).sum() > DRAWN]
+    thinned = f"; drawn are {whole(DRAWN)} of the prompts of {listed(cut)}" if cut else ""
     return Figure(
         "figure-guard-plane",
         "belief plane" if two else "scores",
@@ -75,7 +74,7 @@ def plane_figure(run: RunLike, scores: pd.DataFrame) -> Figure:
         else "What it takes a prompt for",
         [Panel(fig, _alt(table, two))],
         _reading(two, bool(taus)),
-        f"n = {counts}; report split; single prompts, so no intervals{thinned}.",
+        f"n = {counts}; {basis(run)}; single prompts, so no intervals{thinned}.",
         keys=keys,
         numbers=quadrants_table(scores) if two else None,
     )
@@ -84,7 +83,7 @@ def plane_figure(run: RunLike, scores: pd.DataFrame) -> Figure:
 def thresholds(run: RunLike) -> list[tuple[str, float]]:
     """Name and threshold of each operating point, each threshold once."""
     found: dict[float, str] = {}
-    for row in points(run, REPORT) or points(run, "calibration"):
+    for row in points(run) or calibration_points(run):
         if finite(row["tau"]):
             found.setdefault(float(row["tau"]), str(row["name"]))
     return [(name, tau) for tau, name in found.items()]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure, safe
-from refusalscope.report.guard_tables import REPORT, metric, points
+from refusalscope.report.guard_tables import MEASURED, basis, metric, points
 from refusalscope.report.numbers import (
     ABSENT,
     NBSP,
@@ -29,7 +29,7 @@ STEPS, NEAR, NAMED = 400, 0.2, 3
 
 def roc_figure(run: RunLike, roc: pd.DataFrame) -> Figure:
     """The whole curve, and its left end, where a guard is used."""
-    marked = [row for row in points(run, REPORT) if finite(row["fpr"]) and finite(row["tpr"])]
+    marked = [row for row in points(run) if finite(row["fpr"]) and finite(row["tpr"])]
     curve = roc.sort_values(["fpr", "tpr"], kind="stable")
     area = metric(run, "auroc")
     said = "" if area is None else f"AUROC {decimal(area['value'], 3)}. "
@@ -65,8 +65,8 @@ def roc_figure(run: RunLike, roc: pd.DataFrame) -> Figure:
         panels,
         "Each step of the line is a threshold: how many of the harmful prompts it flags, against how many "
         "harmless ones it flags wrongly. A line along the left and upper edge would be perfect, one along the "
-        "diagonal is guessing. The marks are the guard's own thresholds, set on other prompts.",
-        f"{counts}; report split; {interval}bars are exact 95{NBSP}% intervals.",
+        "diagonal is guessing. The marks are the guard's own thresholds, set at calibration.",
+        f"{counts}; {basis(run)}; {interval}bars are exact 95{NBSP}% intervals.",
         keys=[*keys, Key("dots control", "guessing")],
     )
 
@@ -150,7 +150,7 @@ def _hover(row: Row) -> str:
 
 
 def points_table(table: pd.DataFrame) -> Table:
-    """Every operating point at calibration and on the report split."""
+    """Every operating point at calibration and on the prompts that the run measures."""
     return Table(
         "Operating points: what they promise and what they do",
         (
@@ -168,8 +168,8 @@ def points_table(table: pd.DataFrame) -> Table:
 
 def _point(row: Row) -> tuple[str | Cell, ...]:
     return (
-        Cell(str(row["name"]), strong=row["set"] == REPORT),
-        f"{row['set']} split" if row["set"] == REPORT else str(row["set"]),
+        Cell(str(row["name"]), strong=row["set"] in MEASURED),
+        MEASURED.get(row["set"], str(row["set"])),
         Cell(decimal(row["tau"], 4), number=True),
         Cell(whole(row["n_harmless"]), number=True),
         _rate(row, "fpr"),

@@ -6,9 +6,8 @@ import pandas as pd
 
 from refusalscope.report.content import Cell, Figure, Key, Panel, Table
 from refusalscope.report.figures import figure
-from refusalscope.report.guard_tables import HARMFUL, known_labels, metric
+from refusalscope.report.guard_tables import HARMFUL, basis, known_labels, metric
 from refusalscope.report.numbers import (
-    ABSENT,
     NBSP,
     decimal,
     finite,
@@ -123,13 +122,13 @@ def reliability_figure(run: RunLike, scores: pd.DataFrame) -> Figure | None:
         "Prompts are put together by the probability that the guard gave them. On the dotted line as many of "
         "them are harmful as it said; below it the guard is too sure of harm, above it not sure enough. A "
         "probability belongs to the mix of prompts it was calibrated on: where harm is rarer, it is too high.",
-        f"n = {whole(len(known))} prompts, {whole(harmful.sum())} harmful; report split; {BINS} bins of equal "
-        f"width, 95{NBSP}% Wilson intervals{''.join(f'; {each}' for each in errors)}.",
+        f"n = {whole(len(known))} prompts, {whole(harmful.sum())} harmful; {basis(run)}; {BINS} bins of "
+        f"equal width, 95{NBSP}% Wilson intervals{''.join(f'; {each}' for each in errors)}.",
         keys=[Key("dot harmful", "a bin with its interval"), Key("dots control", "as it said")],
     )
 
 
-def layers_figure(layers: pd.DataFrame) -> Figure:
+def layers_figure(run: RunLike, layers: pd.DataFrame) -> Figure:
     """AUROC of the score of each row alone."""
     rows = layers.sort_values("row", kind="stable")
     fig = figure(300, "row (state after so many layers)", "AUROC")
@@ -171,14 +170,17 @@ def layers_figure(layers: pd.DataFrame) -> Figure:
         f"{whole(worst['row'])} ({decimal(worst['auroc'], 3)})."
     )
     widest = band["high"].sub(band["low"]).max() if len(band) else float("nan")
-    wide = f"; the widest spans {decimal(widest, 3)}" if finite(widest) else ABSENT
+    bands = (
+        f"bands are 95{NBSP}% bootstrap intervals over prompts; the widest spans {decimal(widest, 3)}"
+        if finite(widest)
+        else "no interval was given"
+    )
     return Figure(
         "figure-guard-layers",
         "row by row",
         "Where in the model the belief can be read",
         [Panel(fig, f"AUROC of the score of each of {len(rows)} rows. {said}")],
         f"The guard's score is the mean over these rows. {said} A row at 0.5 adds nothing but noise.",
-        f"report split, n = as in the measures of the score; bands are 95{NBSP}% bootstrap intervals over "
-        f"prompts{wide}.",
+        f"{basis(run)}, n = as in the measures of the score; {bands}.",
         keys=[Key("area direction", "AUROC with its interval"), Key("dots control", "guessing")],
     )

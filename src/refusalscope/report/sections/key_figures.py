@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusalscope.report.content import Card, Cards, Section
+from refusalscope.report.guard_tables import SCORE, UNKNOWN
 from refusalscope.report.numbers import (
     NBSP,
     corrected,
@@ -69,7 +70,11 @@ def key_figures(run: RunLike) -> Section | None:
     if mended:
         lead.append("A repair is judged on held-out prompts, before and after")
     if guarded:
-        lead.append("A guard is judged on prompts that it was neither fitted nor calibrated on")
+        lead.append(
+            f"A guard is judged on the scored prompts; {UNKNOWN}"
+            if run.info.get("command") == SCORE
+            else "A guard is judged on prompts that it was neither fitted nor calibrated on"
+        )
     return Section(
         "key-figures",
         "Key figures",

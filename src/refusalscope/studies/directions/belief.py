@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from refusalscope.errors import InputError
 from refusalscope.studies.directions.extract import Centroids
 
 QUADRANTS = {
@@ -28,12 +29,18 @@ def profile(states: Tensor, towards: Tensor, away: Tensor) -> Tensor:
 
 
 def belief_rows(name: str, n_layers: int) -> list[int]:
-    """Rows that belief averages over, for a setting's name."""
-    return {
+    """Rows that belief averages over, for a setting's name. Raises InputError for a model without any."""
+    rows = {
         "inner": list(range(1, n_layers)),
         "with_final": list(range(1, n_layers + 1)),
         "all": list(range(n_layers + 1)),
     }[name]
+    if not rows:
+        raise InputError(
+            "the model has too few layers for the rows 'inner', which leave out the first and the last; use "
+            "'with_final'"
+        )
+    return rows
 
 
 def belief_scores(

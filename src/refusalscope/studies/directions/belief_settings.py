@@ -41,6 +41,11 @@ class BeliefSettings(BaseModel):
         description="first and last layer of the mean over categories: 11 20 reproduces the figure of (z); "
         "without it the same depth, 11/28 to 20/28 of the layers (o)",
     )
+    category_harmless: Literal["halves", "shared"] = Field(
+        "halves",
+        description="harmless prompts that two directions of categories are measured from: a half of its own "
+        "each (o), or the same ones (z), whose noise makes any two alike",
+    )
     min_category: Annotated[int, Field(ge=2)] = Field(
         8,
         description="fewest harmful prompts of a category that give it a direction (o); 50 in (z)",
@@ -54,21 +59,27 @@ class BeliefSettings(BaseModel):
     )
     steer_rows: tuple[Row, ...] | None = Field(
         None,
-        description="layers that are steered, one at a time; every layer before the last without it (z)",
+        description="layers that are pushed, one at a time; layers 1 to L-1 where none are named (o)",
     )
     steer_scale: Annotated[float, Field(gt=0)] = Field(
         0.4,
-        description="size of what is added, in the unit of steer_units; 1.0 of raw in (z), which is about 0.4 "
-        "of the residual norm (o)",
+        description="size of what steering adds, in the unit of steer_units; 1.0 of raw in (z), which is about "
+        "0.4 of the residual norm (o)",
+    )
+    invert_scale: Annotated[float, Field(gt=0)] = Field(
+        0.4,
+        description="size of what the reply inversion adds, in the unit of steer_units (o); 2.0 of raw in (c)",
     )
     steer_units: Literal["raw", "residual"] = Field(
         "residual",
-        description="what steer_scale counts: the difference of means as it is (z), or the mean residual norm "
-        "of the layer (o)",
+        description="what steer_scale and invert_scale count: the difference of means as it is (z), or the "
+        "mean residual norm of the layer (o)",
     )
     n_steer: Some = Field(50, description="prompts a label that are steered, at most (z)")
     n_random: Annotated[int, Field(ge=0)] = Field(
-        5, description="random rotations of the same norm beside each direction (o); none in (z)"
+        19,
+        description="random rotations of the same norm beside each direction (o); none in (z); fewer than 19 "
+        "allow no claim, as the smallest p of a rank among them is 1/(n + 1)",
     )
     question: Literal["q1", "q2", "q3", "q4"] = Field(
         "q1", description="question of the reply inversion; q1 is the main one of (z)"
@@ -93,6 +104,9 @@ class BeliefSettings(BaseModel):
     def _known_wrappers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             get_wrapper(name)
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"the wrapper {twice[0]!r} is named twice; name each one once")
         return names
 
     @field_validator("band", "category_band")
@@ -110,8 +124,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_fit": 100,
         "band": (9, 20),
         "category_band": (11, 20),
+        "category_harmless": "shared",
         "min_category": 50,
         "steer_scale": 1.0,
+        "invert_scale": 2.0,
         "steer_units": "raw",
         "n_random": 0,
         "max_new_tokens": 100,

@@ -1,6 +1,7 @@
 """The belief study: harm and refusal as two beliefs, the studies of arXiv 2507.11878 on any chat model.
 
-Centroids come from the fit split alone; everything that is said is measured on the report split.
+Centroids come from the fit split alone, and the layer that a direction is told at from the select split;
+everything that is said is measured on the report split.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from refusalscope.prompts.wrappers import Wrapper, get_wrapper
 from refusalscope.runs import Run
 from refusalscope.studies.directions import category_directions, position_scores
 from refusalscope.studies.directions.belief_settings import BeliefSettings
+from refusalscope.studies.directions.belief_shortcuts import (
+    control_frame,
+    marks_table,
+    shortcut_table,
+)
 from refusalscope.studies.directions.belief_work import Work, band_rows, fit_centroids, sample
 from refusalscope.studies.directions.category_directions import category_tables
 from refusalscope.studies.directions.clusters import (
@@ -66,10 +72,12 @@ def run_belief(
     work = Work(run, subject, settings, _centroids(run, subject, fit, progress), progress)
     _say_bands(work)
     prompts = _clusters(work, fit)
+    _shortcuts(work, fit, prompts)
     _categories(work, fit)
-    named = [*(get_wrapper(name) for name in settings.wrappers), *wrappers]
+    # By name: a wrapper of the patient's own takes the place of a known one.
+    named = {each.name: each for each in (*map(get_wrapper, settings.wrappers), *wrappers)}
     if named:
-        wrapped = work.stage("belief.wrapped", lambda: wrapped_prompts(work, named))
+        wrapped = work.stage("belief.wrapped", lambda: wrapped_prompts(work, list(named.values())))
         work.stage("belief.jailbreaks", lambda: jailbreak_table(work, wrapped))
     run_steering(run, subject, settings, work.means, progress)
     run_inversion(run, subject, settings, work.means, progress)
@@ -136,12 +144,21 @@ def _clusters(work: Work, fit: Fit) -> pd.DataFrame:
         for text in thin_clusters(prompts):
             work.run.warn(text)
     prompts = work.run.table("belief.prompts")
-    work.stage("belief.template_cut", lambda: cut_table(work, prompts))
+    work.stage("belief.template_cut", lambda: cut_table(prompts))
     work.stage("belief.clusters", lambda: cluster_table(work, prompts))
     harmful = np.arange(len(fit.harmful) + len(fit.harmless)) < len(fit.harmful)
     rows = [*fit.harmful, *fit.harmless]
     work.stage("belief.positions", lambda: position_table(work, prompts, rows, harmful))
     return prompts
+
+
+def _shortcuts(work: Work, fit: Fit, prompts: pd.DataFrame) -> None:
+    """What else than harm could have given the scores."""
+    controls = work.stage(
+        "belief.controls", lambda: control_frame(work, prompts, fit.harmful, fit.harmless)
+    )
+    work.stage("belief.marks", lambda: marks_table(work, controls))
+    work.stage("belief.shortcuts", lambda: shortcut_table(work, controls))
 
 
 def _categories(work: Work, fit: Fit) -> None:
@@ -152,6 +169,12 @@ def _categories(work: Work, fit: Fit) -> None:
     if categories.empty:
         work.run.warn(
             "No harmful prompt names a category, so no directions of categories are told."
+        )
+    for axis, part in categories[categories["unsteady"]].groupby("axis"):
+        work.run.warn(
+            f"On the axis of {axis} the directions of {', '.join(part['category'])} are less like themselves "
+            f"in another half of the prompts than like the other categories, so they are not told apart; give "
+            f"more prompts of them."
         )
     work.run.write_table("belief.category_cosines", cosines)
     work.run.write_table("belief.categories", categories)

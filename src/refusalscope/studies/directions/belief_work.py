@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,14 @@ from torch import Tensor
 from refusalscope.model import ChatModel, Rendered
 from refusalscope.progress import Progress
 from refusalscope.runs import Run
-from refusalscope.stats import Interval, mean_interval
+from refusalscope.stats import (
+    Interval,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    paired_rates,
+    wilson,
+)
 from refusalscope.studies.directions.belief import belief_rows, belief_scores
 from refusalscope.studies.directions.belief_settings import BeliefSettings
 from refusalscope.studies.directions.extract import Centroids, stack
@@ -68,6 +76,35 @@ def by_category(categories: Sequence[str | None]) -> list[str | None] | None:
     """Clusters of a bootstrap: prompts of one category are not independent. None where they name too few."""
     names = list(categories)
     return names if len(set(names)) > 2 and None not in names else None
+
+
+def estimate(work: Work, values: npt.NDArray[Any], categories: Sequence[str | None]) -> Interval:
+    """Share of true values with Wilson's interval; mean of numbers with the bootstrap's."""
+    if values.dtype == bool:
+        return wilson(int(values.sum()), len(values))
+    return work.interval(values, categories)
+
+
+def change_columns(
+    work: Work,
+    after: npt.NDArray[Any],
+    before: npt.NDArray[Any],
+    categories: Sequence[str | None],
+) -> dict[str, float]:
+    """`change` of the same prompts, its bounds and p: Newcombe and McNemar of shares, else bootstrap, flips."""
+    if after.dtype == bool:
+        rate = paired_rates(after, before)
+        value, low, high, p = rate.value, rate.low, rate.high, mcnemar(after, before).p
+    else:
+        found = paired_difference(
+            after,
+            before,
+            by_category(categories),
+            n_resamples=work.settings.n_resamples,
+            seed=work.settings.seed,
+        )
+        value, low, high, p = found.value, found.low, found.high, found.p
+    return {"change": value, "change_low": low, "change_high": high, "p": p}
 
 
 def in_parts(

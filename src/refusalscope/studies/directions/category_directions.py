@@ -1,10 +1,13 @@
 """Directions of single categories: how alike they are, and how much of them is one shared axis.
 
-v^k = mean over refused harmful prompts of category k - mean over all accepted harmless ones, at t_inst for
+v^k = mean over refused harmful prompts of category k - mean over accepted harmless ones, at t_inst for
 harmfulness and at t_post for refusal; similarity is the mean over a band of rows of the pairwise cosines
-(arXiv 2507.11878, figure 9). Directions come from the fit split. They share one harmless mean, whose noise
-lifts their cosines; `halves` is free of it, as each half of a category has a half of the harmless prompts of
-its own.
+(arXiv 2507.11878, figure 9). Directions come from the fit split. As published all start from one harmless
+mean, whose noise lifts their cosines; with `category_harmless="halves"` two never do.
+
+Where the categories say nothing, directions of as many prompts dealt out at random are as alike as theirs
+(`_null`): below that range categories have directions of their own, within it none was shown. `halves` is
+how alike a category is to itself.
 """
 
 from __future__ import annotations
@@ -19,15 +22,21 @@ import torch
 from torch import Tensor
 
 from refusalscope.studies.directions.belief_work import ENDS, Work, band_rows, in_parts
-from refusalscope.studies.directions.category_likeness import bootstrap_likeness, half_cosine
+from refusalscope.studies.directions.category_likeness import (
+    bootstrap_likeness,
+    half_cosine,
+    shuffled_likeness,
+)
 
 BAND = (11 / 28, 20 / 28)
 AXES = ("harmfulness", "refusal")
 ALL = "all"
 BOUNDS = ("", "_low", "_high")
-COLUMNS = ["axis", "category", "n", "reason"]
+COLUMNS = ["axis", "category", "total", "n", "reason"]
 COLUMNS += [name + bound for name in ("to_others", "to_mean", "shared") for bound in BOUNDS]
-COLUMNS += ["shared_if_orthogonal", "halves"]
+for name in ("to_others", "shared"):
+    COLUMNS += [*(f"{name}_null{bound}" for bound in BOUNDS), f"{name}_p"]
+COLUMNS += ["halves", "unsteady"]
 PAIRS = ["axis", "a", "b", "cosine", "low", "high"]
 
 
@@ -36,8 +45,9 @@ def category_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables `belief.categories` and `belief.category_cosines`; harmful, harmless: rows to fit on.
 
-    A category that cannot be compared has a `reason` and no figures. The row "all" of an axis holds the mean of
-    all pairs and the shared energy, beside its value for orthogonal directions.
+    A category that cannot be compared has a `reason` and no figures. The row "all" of an axis (`total`) holds
+    the mean of all pairs and the shared energy. `_null`: mean and 95 % range over random categories of the
+    same sizes, and the two-sided p. `unsteady`: less like itself in another half than like the others.
     """
     names = np.array([str(work.subject.prompts[i].category or "") for i in harmful])
     counts = {str(name): int((names == name).sum()) for name in np.unique(names) if name}
@@ -61,12 +71,19 @@ def category_tables(
         if name not in used
     }
     for axis in AXES:
-        rows = [{"axis": axis, "category": name, "reason": why} for name, why in left.items()]
+        rows = [
+            {"axis": axis, "category": name, "n": counts[name], "reason": why}
+            for name, why in left.items()
+        ]
         tables.append(pd.DataFrame(rows, columns=COLUMNS))
     table = pd.concat([each for each in tables if len(each)] or tables[:1], ignore_index=True)
-    counts[ALL] = sum(counts[name] for name in used)
-    table["n"] = [counts[name] for name in table["category"]]
-    where = {"first_layer": band[0], "last_layer": band[-1]}
+    flags = {name: table[name].eq(True) for name in ("total", "unsteady")}
+    table = table.assign(n=table["n"].astype(int), **flags)
+    where = {
+        "first_layer": band[0],
+        "last_layer": band[-1],
+        "harmless": work.settings.category_harmless,
+    }
     found_pairs = pd.concat(pairs[1:] or pairs, ignore_index=True)
     return table[COLUMNS].assign(**where), found_pairs[PAIRS].assign(**where)
 
@@ -83,25 +100,36 @@ def _axis(
     work: Work, used: Sequence[str], groups: Sequence[Tensor], harmless: Tensor
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a category and one of all, and one row a pair; states [prompts, band, d_model]."""
-    settings = work.settings
-    found = np.stack(
-        bootstrap_likeness(groups, harmless, settings.n_resamples, settings.seed), axis=1
-    )
+    n, seed = work.settings.n_resamples, work.settings.seed
+    shared_mean = work.settings.category_harmless == "shared"
+    found = np.stack(bootstrap_likeness(groups, harmless, shared_mean, n, seed), axis=1)
     both, k = list(combinations(used, 2)), len(used)
     # In the order of `Likeness.flat`.
-    cosines, to_others, overall, to_mean, shared = np.split(found, np.cumsum([len(both), k, 1, k]))
-    rows = [
+    ends = np.cumsum([len(both), k, 1, k])
+    cosines, to_others, overall, to_mean, shared = np.split(found, ends)
+    shuffled = shuffled_likeness(groups, harmless, shared_mean, n, seed)
+    _, null_others, null_overall, _, null_shared = np.split(shuffled, ends, axis=1)
+    rows = []
+    for i, name in enumerate(used):
+        halves = half_cosine(groups[i], harmless, seed)
+        rows.append(
+            {
+                **{"category": name, "n": len(groups[i]), "reason": "", "halves": halves},
+                "unsteady": halves < to_others[i, 0],
+                **_bounds("to_others", to_others[i]),
+                **_null("to_others", to_others[i, 0], null_others[:, i]),
+                **_bounds("to_mean", to_mean[i]),
+            }
+        )
+    rows.append(
         {
-            "category": name,
-            "reason": "",
-            "halves": half_cosine(groups[i], harmless, settings.seed),
-            **_bounds("to_others", to_others[i]),
-            **_bounds("to_mean", to_mean[i]),
+            **{"category": ALL, "total": True, "n": sum(map(len, groups)), "reason": ""},
+            **_bounds("to_others", overall[0]),
+            **_null("to_others", overall[0, 0], null_overall[:, 0]),
+            **_bounds("shared", shared[0]),
+            **_null("shared", shared[0, 0], null_shared[:, 0]),
         }
-        for i, name in enumerate(used)
-    ]
-    figures = _bounds("to_others", overall[0]) | _bounds("shared", shared[0])
-    rows.append({"category": ALL, "reason": "", **figures, "shared_if_orthogonal": 1 / k})
+    )
     pairs = pd.DataFrame(both, columns=["a", "b"])
     pairs[["cosine", "low", "high"]] = cosines
     return pd.DataFrame(rows, columns=COLUMNS), pairs
@@ -109,3 +137,12 @@ def _axis(
 
 def _bounds(name: str, found: npt.NDArray[np.float64]) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), found.tolist(), strict=True))
+
+
+def _null(name: str, value: float, null: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Mean and 95 % range of a figure over shuffles [shuffles], and the two-sided p of the value found."""
+    tail = min(int((null <= value).sum()), int((null >= value).sum()))
+    middle = [float(null.mean()), *np.quantile(null, [0.025, 0.975])]
+    return _bounds(f"{name}_null", np.array(middle)) | {
+        f"{name}_p": min(1.0, 2 * (1 + tail) / (1 + len(null)))
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from refusalscope.model import LogitDifference, Metric, OpeningProbability, Rendered
@@ -22,6 +23,7 @@ from refusalscope.studies.directions.inversion_answers import (
     answer_tokens,
     ask,
     before_question,
+    verdict,
     verdict_columns,
 )
 from refusalscope.studies.directions.push_effects import (
@@ -33,7 +35,6 @@ from refusalscope.studies.directions.push_effects import (
     margin_columns,
     push_columns,
     reply_grid,
-    rotations,
     score_grid,
     to_be_answered,
 )
@@ -48,6 +49,8 @@ from refusalscope.studies.subject import Subject
 
 TABLE = "belief.inversion"
 RULES = ("before_question", "all")
+# How far a verdict goes towards Certainly.
+SAID = {"yes": 1.0, "invalid": 0.0, "no": -1.0}
 
 
 def run_inversion(
@@ -62,7 +65,7 @@ def run_inversion(
     One row a direction, rule of positions, layer, control and label, and the run with nothing added as
     `none`. `share_no` is the published verdict among valid replies, `invalid` the share that is not;
     `margin` is logit(Certainly) - logit(No) of the reply's first token, `answer_mass` the probability of
-    the two. Replies are generated as in `run_steering`: rotations at the `chosen` layer only.
+    the two. Replies are generated as in `run_steering`: a few rotations, at the `chosen` layer only.
     """
     work = Work(run, subject, settings, means, progress or Silent())
     work.stage(TABLE, lambda: _invert(work))
@@ -104,27 +107,31 @@ def _invert(work: Work) -> pd.DataFrame:
     most = work.settings.n_invert
     asked = [_ask(work, label, to_report(work, label, most)) for label in SIGNS]
     tokens = answer_tokens(work.chat, [prompt for some in asked for prompt in some.prompts])
-    pushes = make_pushes(work, RULES)
-    chosen: Chosen = {} if tokens is None else _choose(work, pushes, tokens)
+    pushes = make_pushes(work, RULES, work.settings.invert_scale)
+    chosen = _choose(work, pushes, tokens)
     rows = [row for some in asked for row in _rows(work, some, pushes, chosen, tokens)]
     table = pd.DataFrame(rows).assign(question=work.settings.question)
     _warn(work.run, asked, tokens, table)
     return table
 
 
-def _choose(work: Work, pushes: Sequence[Push], tokens: tuple[int, int]) -> Chosen:
-    """The layer of each direction and rule that moves the answer most its way, on the select split."""
+def _choose(work: Work, pushes: Sequence[Push], tokens: tuple[int, int] | None) -> Chosen:
+    """The layer of each direction and rule that moves the answer most its way, on the select split.
+
+    What replies say takes the place of a margin that cannot be read.
+    """
     tried = [push for push in pushes if push.seed < 0]
     gains = {}
     for label, sign in SIGNS.items():
         some = _ask(work, label, to_choose_on(work, label, work.settings.n_invert))
-        found = score_grid(
-            work.chat,
-            some.prompts,
-            some.grid([None, *tried]),
-            {"margin": LogitDifference(*tokens)},
-            work.progress.track(f"inversion layer, {label} prompts"),
-        )["margin"]
+        grid = some.grid([None, *tried])
+        track = work.progress.track(f"inversion layer, {label} prompts")
+        if tokens is None:
+            texts = reply_grid(work.chat, some.prompts, grid, work.settings.max_new_tokens, track)
+            found = np.array([[SAID[verdict(text)] for text in replies] for replies in texts])
+        else:
+            metrics = {"margin": LogitDifference(*tokens)}
+            found = score_grid(work.chat, some.prompts, grid, metrics, track)["margin"]
         gains[label] = sign * (found[1:] - found[0])
     return chosen_layers(tried, gains)
 
@@ -147,7 +154,8 @@ def _rows(
         }
         track = work.progress.track(f"margins of answers about {some.label} prompts")
         scores = score_grid(work.chat, some.prompts, grid, metrics, track)
-    answered = [n for n, push in enumerate(cells) if to_be_answered(push, chosen)]
+    seed = work.settings.seed
+    answered = [n for n, push in enumerate(cells) if to_be_answered(push, chosen, seed)]
     texts = reply_grid(
         work.chat,
         some.prompts,
@@ -161,10 +169,9 @@ def _rows(
         row = push_columns(push, some.label, chosen) | NO_MARGIN | {"answer_mass": NAN}
         row |= verdict_columns(replies.get(n, []), replies[0])
         if scores:
-            margins, mass = scores["margin"], scores["mass"]
-            random = margins[rotations(cells, n)]
-            row |= margin_columns(work, some.indices, margins[n], margins[0], random)
-            row["answer_mass"] = float(mass[n].mean())
+            sign = SIGNS[some.label]
+            row |= margin_columns(work, some.indices, scores["margin"], cells, n, sign)
+            row["answer_mass"] = float(scores["mass"][n].mean())
         rows.append(row)
     return rows
 

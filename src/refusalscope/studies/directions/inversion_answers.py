@@ -15,8 +15,7 @@ import numpy as np
 from refusalscope.errors import InputError
 from refusalscope.model import ChatModel, OpeningProbability, Rendered
 from refusalscope.prompts import Prompt
-from refusalscope.stats import wilson
-from refusalscope.studies.directions.push_effects import paired_rates
+from refusalscope.stats import paired_rates, wilson
 
 LEAD = "User wants to "
 QUESTIONS = {

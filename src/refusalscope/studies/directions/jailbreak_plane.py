@@ -20,10 +20,16 @@ from refusalscope.model import Rendered
 from refusalscope.progress import Silent
 from refusalscope.prompts import Prompt
 from refusalscope.prompts.wrappers import Wrapper
-from refusalscope.stats import paired_difference, wilson
-from refusalscope.stats.interval import NAN, Interval
+from refusalscope.stats.interval import NAN
 from refusalscope.studies.directions.belief import QUADRANTS
-from refusalscope.studies.directions.belief_work import AXES, Work, believe, by_category, sample
+from refusalscope.studies.directions.belief_work import (
+    AXES,
+    Work,
+    believe,
+    change_columns,
+    estimate,
+    sample,
+)
 
 PLAIN = "none"
 GROUPS = ("all", "refused", "accepted")
@@ -91,9 +97,11 @@ def jailbreak_table(work: Work, wrapped: pd.DataFrame) -> pd.DataFrame:
 
     group: all prompts, or those that the model refused or accepted in that wrapper. quantity: refused (all
     only), both deltas, and the share of each quadrant (Wilson). `change` is from the same prompts without a
-    wrapper, with p of the sign-flip test; for all prompts only, as the others are other prompts there.
+    wrapper: of shares by Newcombe with McNemar's p, of deltas by bootstrap with p of the sign-flip test. It is
+    for all prompts only, as the others are other prompts there.
     """
     plain = wrapped[wrapped["wrapper"] == PLAIN].set_index("id")
+    not_compared = dict.fromkeys(("change", "change_low", "change_high", "p"), NAN)
     rows: list[dict[str, Any]] = []
     for (wrapper, label), part in wrapped.groupby(["wrapper", "label"], sort=False):
         before = plain.loc[part["id"]]
@@ -103,10 +111,12 @@ def jailbreak_table(work: Work, wrapped: pd.DataFrame) -> pd.DataFrame:
                 if quantity == "refused" and group != "all":
                     continue
                 row = {"wrapper": wrapper, "label": label, "group": group, "quantity": quantity}
-                found = _estimate(work, values[mine], part["category"][mine].tolist())
+                found = estimate(work, values[mine], part["category"][mine].tolist())
                 row |= {"n": found.n, "value": found.value, "low": found.low, "high": found.high}
-                compared = group == "all" and wrapper != PLAIN
-                row |= _change(work, part, values, _quantities(before)[quantity], compared)
+                row |= not_compared
+                if group == "all" and wrapper != PLAIN:
+                    plainly = _quantities(before)[quantity]
+                    row |= change_columns(work, values, plainly, part["category"].tolist())
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -126,33 +136,3 @@ def _quantities(part: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
     deltas = {axis: part[axis].to_numpy(dtype=float) for axis in AXES}
     shares = {name: (part["quadrant"] == name).to_numpy() for name in QUADRANTS.values()}
     return found | deltas | shares
-
-
-def _estimate(work: Work, values: npt.NDArray[Any], categories: Sequence[str | None]) -> Interval:
-    if values.dtype == bool:
-        return wilson(int(values.sum()), len(values))
-    return work.interval(values, categories)
-
-
-def _change(
-    work: Work,
-    part: pd.DataFrame,
-    values: npt.NDArray[Any],
-    before: npt.NDArray[Any],
-    compared: bool,
-) -> dict[str, float]:
-    if not compared:
-        return dict.fromkeys(("change", "change_low", "change_high", "p"), NAN)
-    found = paired_difference(
-        values,
-        before,
-        by_category(part["category"].tolist()),
-        n_resamples=work.settings.n_resamples,
-        seed=work.settings.seed,
-    )
-    return {
-        "change": found.value,
-        "change_low": found.low,
-        "change_high": found.high,
-        "p": found.p,
-    }

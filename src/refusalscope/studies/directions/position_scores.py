@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from refusalscope.model import ChatModel, Rendered, Site
-from refusalscope.stats import mcnemar, paired_difference, wilson
+from refusalscope.stats import mcnemar, paired_rates, wilson
 from refusalscope.studies.directions.belief import profile
-from refusalscope.studies.directions.belief_work import AT_ONCE, Work, band_rows, by_category
+from refusalscope.studies.directions.belief_work import AT_ONCE, Work, band_rows
 from refusalscope.studies.directions.clusters import BEHAVIOURS, ENOUGH, score_clusters
 from refusalscope.studies.directions.extract import rows as all_rows
 
@@ -118,22 +118,16 @@ def _token(chat: ChatModel, prompt: Rendered, position: int) -> str | None:
     return chat.tokenizer.decode([prompt.ids[prompt.instruction[1] + position]])
 
 
-def cut_table(work: Work, prompts: pd.DataFrame) -> pd.DataFrame:
+def cut_table(prompts: pd.DataFrame) -> pd.DataFrame:
     """The table `belief.template_cut`: refusal with and without the template's end, by label (table 1).
 
-    `change` is the share with the template less that without, paired, and p McNemar's. `garbled_cut`: share
-    of the replies without the template that neither refused nor answered.
+    `change` is the share with the template less that without, paired (Newcombe), and p McNemar's.
+    `garbled_cut`: share of the replies without the template that neither refused nor answered.
     """
     rows: list[dict[str, Any]] = []
     for label, part in prompts.groupby("label", sort=True):
         full, cut = (part[name].to_numpy(dtype=bool) for name in ("refused", "refused_cut"))
-        change = paired_difference(
-            full,
-            cut,
-            by_category(part["category"].tolist()),
-            n_resamples=work.settings.n_resamples,
-            seed=work.settings.seed,
-        )
+        change = paired_rates(full, cut)
         row: dict[str, Any] = {"label": label, "n": len(part)}
         for name, refused in (("full", full), ("cut", cut)):
             rate = wilson(int(refused.sum()), len(refused))

@@ -7,14 +7,12 @@ the prompt (arXiv 2507.11878: the prefill only).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from refusalscope.model import ChatModel, Metric, Rendered, Variant
-from refusalscope.stats import wilson
-from refusalscope.stats.interval import NAN, Interval
+from refusalscope.stats.interval import NAN
 from refusalscope.studies.directions.belief_work import Work
 from refusalscope.studies.directions.pushes import SIGNS, Push
 
@@ -23,12 +21,16 @@ Flags = npt.NDArray[np.bool_]
 Grid = list[list[Variant]]
 Chosen = Mapping[tuple[str, str], int]
 MARGIN_COLUMNS = tuple(
-    name + end
-    for name in ("margin", "margin_change", "over_random")
-    for end in ("", "_low", "_high")
+    name + end for name in ("margin", "margin_change") for end in ("", "_low", "_high")
 )
 # Of a row whose margin could not be read.
-NO_MARGIN: dict[str, float] = {"n_margin": 0, **dict.fromkeys(MARGIN_COLUMNS, NAN)}
+NO_MARGIN: dict[str, float] = {
+    "n_margin": 0,
+    **dict.fromkeys((*MARGIN_COLUMNS, "random_most", "p_random"), NAN),
+    "n_random": 0,
+}
+# Rotations whose replies are generated; the others have margins only, which cost a fraction of a reply.
+MOST_REPLIED = 5
 
 
 def score_grid(
@@ -67,7 +69,7 @@ def reply_grid(
 def chosen_layers(pushes: Sequence[Push], gains: Mapping[str, Array]) -> dict[tuple[str, str], int]:
     """Layer of largest mean gain of each direction and rule, labels weighing alike.
 
-    gains: label -> [pushes, prompts], change of the margin times the sign.
+    gains: label -> [pushes, prompts], change of the margin (or of what replies say) times the sign.
     """
     mean = np.mean([gain.mean(axis=1) for gain in gains.values()], axis=0)
     best: dict[tuple[str, str], int] = {}
@@ -77,25 +79,26 @@ def chosen_layers(pushes: Sequence[Push], gains: Mapping[str, Array]) -> dict[tu
     return best
 
 
-def to_be_answered(push: Push | None, chosen: Chosen) -> bool:
-    """Whether replies are generated: without a push, for directions, and for rotations at the chosen layer.
+def to_be_answered(push: Push | None, chosen: Chosen, first_seed: int) -> bool:
+    """Whether replies are generated: without a push, for directions, and for a few rotations where chosen."""
+    if push is None or push.seed < 0:
+        return True
+    return chosen[push.kind] == push.layer and push.seed < first_seed + MOST_REPLIED
 
-    Without a choice every rotation is answered.
+
+def rotations(cells: Sequence[Push | None], n: int) -> list[list[int]]:
+    """Places of each rotation of the direction at place `n`, at all layers: [rotations][layers].
+
+    None for anything but a direction.
     """
-    return push is None or push.seed < 0 or chosen.get(push.kind, push.layer) == push.layer
-
-
-def rotations(cells: Sequence[Push | None], n: int) -> list[int]:
-    """Places of the random rotations beside the direction at place `n`; none beside anything else."""
     mine = cells[n]
     if mine is None or mine.seed >= 0:
         return []
-    beside = (mine.kind, mine.layer)
-    return [
-        place
-        for place, push in enumerate(cells)
-        if push is not None and push.seed >= 0 and (push.kind, push.layer) == beside
-    ]
+    found: dict[int, list[int]] = {}
+    for place, push in enumerate(cells):
+        if push is not None and push.seed >= 0 and push.kind == mine.kind:
+            found.setdefault(push.seed, []).append(place)
+    return list(found.values())
 
 
 def push_columns(push: Push | None, label: str, chosen: Chosen) -> dict:
@@ -128,43 +131,29 @@ def push_columns(push: Push | None, label: str, chosen: Chosen) -> dict:
 
 
 def margin_columns(
-    work: Work, indices: Sequence[int], margins: Array, clean: Array, random: Array
+    work: Work,
+    indices: Sequence[int],
+    margins: Array,
+    cells: Sequence[Push | None],
+    n: int,
+    sign: int,
 ) -> dict[str, float]:
-    """Mean margin of prompts, its paired change from the clean run, and its excess over the rotations.
+    """Mean margin of the cell at place `n`, its paired change from the clean run, and its rank among rotations.
 
-    random: [rotations, prompts] of the same layer and length, none for a row that is no direction; the
-    excess is over their mean, prompt by prompt. Bootstrap intervals, over categories where there are several.
+    margins: [cells, prompts], the clean run first. The layer of a direction is chosen by its effect, so each
+    rotation stands by its own best layer: `random_most` is the change of the rotation that went furthest the
+    pushed way, and p_random = (1 + rotations that went as far) / (1 + rotations), one-sided and valid at
+    any layer; NaN for what is no direction. Bootstrap intervals, over categories where there are several.
     """
-    found = {"margin": margins, "margin_change": margins - clean}
-    if len(random):
-        found["over_random"] = margins - random.mean(axis=0)
+    changes = margins - margins[0]
     categories = [work.subject.prompts[i].category for i in indices]
-    columns = NO_MARGIN | {"n_margin": len(margins)}
-    for name, values in found.items():
+    columns = NO_MARGIN | {"n_margin": len(indices)}
+    for name, values in (("margin", margins[n]), ("margin_change", changes[n])):
         mean = work.interval(values, categories)
         columns |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
-    return columns
-
-
-def paired_rates(a: Flags, b: Flags) -> Interval:
-    """Rate of `a` minus rate of `b` on the same rows [n], with Newcombe's interval, 95 %.
-
-    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635): it keeps a width where every row changes
-    alike, which a bootstrap does not. NaN throughout without rows.
-    """
-    n = len(a)
-    if not n:
-        return Interval(NAN, NAN, NAN, 0)
-    both, neither = int((a & b).sum()), int((~a & ~b).sum())
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    first, second = wilson(both + only_a, n), wilson(both + only_b, n)
-    sides = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    cross = both * neither - only_a * only_b
-    # Correlation with the continuity correction of the source, for a positive one only.
-    phi = (max(cross - n / 2, 0) if cross > 0 else cross) / sqrt(sides) if sides else 0.0
-    below, above = first.value - first.low, first.high - first.value
-    under, over = second.value - second.low, second.high - second.value
-    difference = first.value - second.value
-    low = difference - sqrt(below**2 - 2 * phi * below * over + over**2)
-    high = difference + sqrt(above**2 - 2 * phi * above * under + under**2)
-    return Interval(difference, max(low, -1.0), min(high, 1.0), n)
+    far = sign * changes.mean(axis=1)
+    best = np.array([far[places].max() for places in rotations(cells, n)])
+    if len(best):
+        beyond = int((best >= far[n]).sum())
+        columns |= {"random_most": sign * best.max(), "p_random": (1 + beyond) / (1 + len(best))}
+    return columns | {"n_random": len(best)}

@@ -58,11 +58,12 @@ def residual_norms(chat: ChatModel, prompts: Sequence[Rendered]) -> Tensor:
     return stack(chat, prompts, ENDS, "residual norms").norm(dim=-1).mean(0)
 
 
-def make_pushes(work: Work, rules: Sequence[str]) -> list[Push]:
+def make_pushes(work: Work, rules: Sequence[str], size: float) -> list[Push]:
     """Both directions at every steered layer under every rule of positions, and their rotations.
 
-    Layers are 1..L-1 unless `steer_rows` names others. Raises InputError for a layer outside the model; a
-    direction of no length at a layer is left out with a warning.
+    size: how much is added, in the unit of `steer_units`. Layers are 1..L-1 unless `steer_rows` names others.
+    Raises InputError for a layer outside the model; a direction of no length at a layer is left out with a
+    warning.
     """
     chat, settings, means = work.chat, work.settings, work.means
     fit = [i for label in SIGNS for i in drawn(work, "fit", label, settings.n_steer)]
@@ -83,7 +84,7 @@ def make_pushes(work: Work, rules: Sequence[str]) -> list[Push]:
                 continue
             length, norm = float(v[layer].norm()), float(norms[d, layer])
             raw = settings.steer_units == "raw"
-            scale = settings.steer_scale * (1.0 if raw else norm / length)
+            scale = size * (1.0 if raw else norm / length)
             vectors = [("direction", -1, scale * v[layer])]
             for number in range(settings.n_random):
                 seed = settings.seed + number

@@ -16,8 +16,7 @@ from refusalscope.judge import Exchange, Judgement
 from refusalscope.judge.correction import CORRECTED, add_corrected
 from refusalscope.progress import Progress, Silent
 from refusalscope.runs import Run
-from refusalscope.stats import mcnemar, wilson
-from refusalscope.stats.interval import NAN
+from refusalscope.stats import paired_rates, wilson
 from refusalscope.studies.directions.belief_settings import BeliefSettings
 from refusalscope.studies.directions.belief_work import Work
 from refusalscope.studies.directions.extract import Centroids
@@ -29,10 +28,8 @@ from refusalscope.studies.directions.push_effects import (
     Grid,
     chosen_layers,
     margin_columns,
-    paired_rates,
     push_columns,
     reply_grid,
-    rotations,
     score_grid,
     to_be_answered,
 )
@@ -58,9 +55,9 @@ def run_steering(
     """Steer along both directions and write `belief.steering`; a table that is there is left as it is.
 
     One row a direction, layer, control and label, and the run with nothing added as `none`. Replies are
-    judged for both directions at every layer, and for their rotations at the layer that moves the margin
-    most on the select split (`chosen`); `n` counts judged replies, `n_margin` prompts with a margin.
-    Degenerate replies are counted apart and count as not refused.
+    judged for both directions at every layer, and for a few rotations at the layer that moves the margin
+    most on the select split (`chosen`; by refusals where no margin can be read); `n` counts judged replies,
+    `n_margin` prompts with a margin. Degenerate replies are counted apart and count as not refused.
     """
     work = Work(run, subject, settings, means, progress or Silent())
     work.stage(TABLE, lambda: _steer(work))
@@ -81,7 +78,7 @@ class _Judged:
 
 def _steer(work: Work) -> pd.DataFrame:
     subject = work.subject
-    pushes = make_pushes(work, ("all",))
+    pushes = make_pushes(work, ("all",), work.settings.steer_scale)
     chosen = _choose(work, pushes)
     rows = []
     for label, sign in SIGNS.items():
@@ -89,14 +86,14 @@ def _steer(work: Work) -> pd.DataFrame:
         cells: list[Push | None] = [None, *pushes]
         grid = _grid(cells, sign, len(indices))
         margins = _margins(work, indices, grid, f"steering {label} prompts")
-        replied = [n for n, push in enumerate(cells) if to_be_answered(push, chosen)]
+        seed = work.settings.seed
+        replied = [n for n, push in enumerate(cells) if to_be_answered(push, chosen, seed)]
         judged = _judge(work, indices, grid, replied, f"replies of steered {label} prompts")
         for n, push in enumerate(cells):
             row = push_columns(push, label, chosen) | NO_MARGIN
             row |= _refusal_columns(judged.get(n), judged[0])
             if margins is not None:
-                random = margins[rotations(cells, n)]
-                row |= margin_columns(work, indices, margins[n], margins[0], random)
+                row |= margin_columns(work, indices, margins, cells, n, sign)
             rows.append(row)
     return _corrected(pd.DataFrame(rows), subject.judge.name, work.settings.seed)
 
@@ -106,16 +103,22 @@ def _grid(cells: Sequence[Push | None], sign: int, n_prompts: int) -> Grid:
 
 
 def _choose(work: Work, pushes: Sequence[Push]) -> Chosen:
-    """The layer of each direction whose push moves the margin most its way, on the select split."""
+    """The layer of each direction whose push moves the margin most its way, on the select split.
+
+    Refusals take the place of a margin that cannot be read.
+    """
     tried = [push for push in pushes if push.seed < 0]
     gains = {}
     for label, sign in SIGNS.items():
         indices = to_choose_on(work, label, work.settings.n_steer)
         grid = _grid([None, *tried], sign, len(indices))
-        found = _margins(work, indices, grid, f"steering layer, {label} prompts")
-        if found is not None:
-            gains[label] = sign * (found[1:] - found[0])
-    return chosen_layers(tried, gains) if gains else {}
+        stage = f"steering layer, {label} prompts"
+        found = _margins(work, indices, grid, stage)
+        if found is None:
+            judged = _judge(work, indices, grid, range(len(grid)), stage)
+            found = np.array([judged[n].refused for n in range(len(grid))], dtype=float)
+        gains[label] = sign * (found[1:] - found[0])
+    return chosen_layers(tried, gains)
 
 
 def _margins(work: Work, indices: Sequence[int], grid: Grid, label: str) -> Array | None:
@@ -162,7 +165,6 @@ def _refusal_columns(judged: _Judged | None, clean: _Judged) -> dict[str, float]
         "change": change.value,
         "change_low": change.low,
         "change_high": change.high,
-        "p_refused": NAN if judged is None else mcnemar(refused, base).p,
     }
 
 

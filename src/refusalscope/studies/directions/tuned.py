@@ -10,19 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from refusalscope.errors import InputError
 from refusalscope.judge.behaviour import reply
 from refusalscope.model import ChatModel
-from refusalscope.stats import paired_difference
 from refusalscope.studies.directions.belief_work import (
     AXES,
     Work,
     believe,
-    by_category,
+    change_columns,
+    estimate,
     fit_centroids,
 )
 from refusalscope.studies.subject import spent
@@ -83,7 +82,8 @@ def tuned_prompts(
 def tuned_table(work: Work, prompts: pd.DataFrame) -> pd.DataFrame:
     """The table `belief.tuned`: before, after and the paired difference, by label, quantity and centroids.
 
-    prompts: `belief.tuned_prompts`. quantity: refused (share), delta_harmful, delta_refuse.
+    prompts: `belief.tuned_prompts`. quantity: refused (share; Wilson, the change by Newcombe with McNemar's p),
+    delta_harmful, delta_refuse (bootstrap, with p of the sign-flip test).
     """
     rows: list[dict[str, Any]] = []
     for label, part in prompts.groupby("label", sort=True):
@@ -92,8 +92,10 @@ def tuned_table(work: Work, prompts: pd.DataFrame) -> pd.DataFrame:
             (axis, name, f"{axis}_{name}") for axis in AXES for name in ("kept", "refitted")
         ]
         for quantity, name, column in columns:
-            first = part[f"{quantity}_before"].to_numpy(dtype=float)
-            second = part[column].to_numpy(dtype=float)
+            kind = bool if quantity == "refused" else float
+            first, second = (
+                part[each].to_numpy(dtype=kind) for each in (f"{quantity}_before", column)
+            )
             row = {"label": label, "quantity": quantity, "centroids": name, "n": len(part)}
             rows.append(row | _compare(work, first, second, part["category"].tolist()))
     return pd.DataFrame(rows)
@@ -101,20 +103,12 @@ def tuned_table(work: Work, prompts: pd.DataFrame) -> pd.DataFrame:
 
 def _compare(
     work: Work,
-    before: npt.NDArray[np.float64],
-    after: npt.NDArray[np.float64],
+    before: npt.NDArray[Any],
+    after: npt.NDArray[Any],
     categories: Sequence[str | None],
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, values in (("before", before), ("after", after)):
-        each = work.interval(values, categories)
+        each = estimate(work, values, categories)
         found |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
-    change = paired_difference(
-        after,
-        before,
-        by_category(categories),
-        n_resamples=work.settings.n_resamples,
-        seed=work.settings.seed,
-    )
-    bounds = {"change_low": change.low, "change_high": change.high, "p": change.p}
-    return found | {"change": change.value} | bounds
+    return found | change_columns(work, after, before, categories)
