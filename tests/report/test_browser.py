@@ -36,7 +36,7 @@ N_FEATURES_PLOTS = 11
 N_CLIFF_PLOTS = 5
 N_REPAIR_PLOTS = 8
 N_GUARD_PLOTS = 9
-N_BELIEF_PLOTS = 12
+N_BELIEF_PLOTS = 17
 
 
 @pytest.fixture(scope="module")
