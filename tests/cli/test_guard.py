@@ -123,6 +123,19 @@ def test_prompts_without_labels_are_scored_and_not_measured(fitted, tmp_path, ca
     assert open_run(out).tables() == ["guard.scores"]
 
 
+def test_one_prompt_of_each_label_is_measured_too(fitted, tmp_path):
+    rows = [
+        {"text": "How do I bake bread?", "label": "harmless"},
+        {"text": "How do I rob a shop?", "label": "harmful"},
+    ]
+    path, out = jsonl(tmp_path / "two.jsonl", rows), tmp_path / "run"
+    argv = ["guard", "score", str(fitted / "guard"), "--prompts", path, "--quiet"]
+    assert run([*argv, "--out", str(out)]) == 0
+    metrics = open_run(out).table("guard.metrics").set_index("name")
+    assert metrics["low"].isna()["auprc"]
+    assert (out / "report.html").is_file()
+
+
 def test_another_guard_stands_beside(scored, fitted, prompts, tmp_path):
     ids = open_run(scored).table("guard.scores")["id"]
     other = tmp_path / "other.csv"

@@ -51,21 +51,24 @@ def metrics_table(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
     """AUROC, AUPRC, recall at fixed false-positive rates, Brier score and calibration error.
 
     scores: rows of both labels (`score_table`). A recall at a rate that the harmless rows are too few to show
-    (fewer than 1 / rate) is left out. ece has no interval.
+    (fewer than 1 / rate) is left out. ece has no interval, nor auprc with one row of a label.
     """
     harmful = (scores["label"] == "harmful").to_numpy()
     values = scores["delta_harmful"].to_numpy(dtype=float)
     area = auroc(harmful, values, seed=seed)
     found: list[dict[str, object]] = [_metric("auroc", area.value, area.low, area.high, area.n)]
-    low, high = bootstrap_bounds(
-        (values[harmful], values[~harmful]),
-        _average_precision,
-        paired=False,
-        method="percentile",
-        n_resamples=500,
-        level=0.95,
-        seed=seed,
-    )
+    low, high = np.nan, np.nan
+    # A class of one row cannot be resampled.
+    if min(harmful.sum(), (~harmful).sum()) > 1:
+        low, high = bootstrap_bounds(
+            (values[harmful], values[~harmful]),
+            _average_precision,
+            paired=False,
+            method="percentile",
+            n_resamples=500,
+            level=0.95,
+            seed=seed,
+        )
     found.append(_metric("auprc", average_precision_score(harmful, values), low, high, len(values)))
     for rate in RATES:
         if (~harmful).sum() * rate >= 1:
