@@ -201,13 +201,14 @@ def drift_guard(guard: PathLike, log: PathLike, *, out: PathLike = "runs/drift")
     record = read_record(guard)
     reference = read_reference(guard)
     rows = read_log(log)
-    other = set(rows["guard"].dropna()) - {record.tensors_sha256} if "guard" in rows else set()
-    if other:
+    if "guard" in rows and (rows["guard"].dropna() != record.tensors_sha256).any():
         raise InputError(f"{log} holds scores of another guard; give a log of the guard in {guard}")
     point = record.calibration.points[0] if record.calibration is not None else None
     if point is not None and "delta_harmful" in rows:
         # By this point, whichever the server flagged by.
-        rows = rows.assign(flagged=pd.to_numeric(rows["delta_harmful"]) > point.tau)
+        rows = rows.assign(
+            flagged=pd.to_numeric(rows["delta_harmful"], errors="coerce") > point.tau
+        )
     run = Run.create(
         out, command="guard drift", settings={}, inputs={"guard": record.tensors_sha256}
     )

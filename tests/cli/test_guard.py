@@ -248,6 +248,10 @@ def test_folders_and_models_that_are_not_the_guards(capsys, tmp_path, fitted, pr
     fails(capsys, ["guard", "drift", guard, "--log", str(tmp_path / "no.jsonl"), *out], "is no log")
     foreign = jsonl(tmp_path / "foreign.jsonl", [{"delta_harmful": 0.1, "guard": "abc"}] * 200)
     fails(capsys, ["guard", "drift", guard, "--log", foreign, *out], "scores of another guard")
+    words = jsonl(tmp_path / "words.jsonl", [{"delta_harmful": "high", "guard": [1]}] * 200)
+    fails(capsys, ["guard", "drift", guard, "--log", words, *out], "scores of another guard")
+    words = jsonl(tmp_path / "words.jsonl", [{"delta_harmful": "high"}] * 200)
+    fails(capsys, ["guard", "drift", guard, "--log", words, *out], "delta_harmful of the log")
     few = jsonl(tmp_path / "few.jsonl", [{"delta_harmful": 0.1, "delta_refuse": 0.1}])
     fails(
         capsys, ["guard", "drift", guard, "--log", few, *out], "at least 100 rows in the log, got 1"

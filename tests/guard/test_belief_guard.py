@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 
 from guard.fitted import calibrated, chat, fitted, sides
 from model import tiny
-from refusalscope.errors import GuardError, InputError, ModelError
+from refusalscope.errors import GuardError, InputError
 from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.heads import Head
 from refusalscope.guard.prefill import StateReader, prefill
@@ -128,7 +128,7 @@ def test_hooks_are_gone_after_an_error():
     assert len(chat().anatomy.layers[1]._forward_pre_hooks) == before
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
 def test_rows_are_the_model_layers_states_on_every_architecture(kind):
     model = ChatModel.wrap(tiny.model(kind), tiny.tokenizer(), id=kind)
     prompts = [Prompt(f"p{i}", f"Tell me how to bake bread {i}", "harmful") for i in range(12)]
@@ -142,6 +142,9 @@ def test_rows_are_the_model_layers_states_on_every_architecture(kind):
     assert guard.decision_function(prompts[:1])[0] == pytest.approx(
         float(guard.harm_.score(stacked[None])[0]), abs=1e-6
     )
+    with StateReader(model, guard.rows_) as reader:
+        found = prefill(guard, reader, prompts[0], rendered)
+    assert found.reading.harmful == pytest.approx(guard.decision_function(prompts[:1]), abs=1e-5)
 
 
 def test_a_category_with_enough_prompts_has_a_score_and_the_others_have_none():
@@ -232,9 +235,9 @@ def test_copies_count_once():
 def test_states_that_are_not_finite_are_never_scored():
     guard = calibrated()
     states = torch.full((1, 2, len(guard.rows_), chat().anatomy.d_model), float("nan"))
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(GuardError, match="not finite"):
         guard.readings(states)
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(GuardError, match="not finite"):
         Head.fit("centroid", states[:, 0], states[:, 0])
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 
 from guard.fitted import calibrated, chat, sides
-from refusalscope.errors import InputError, ModelError
+from refusalscope.errors import GuardError, InputError
 from refusalscope.guard.monitor import OPENING, SMOOTHING, each_reply, fit_monitor
 from refusalscope.guard.reading import site_of
 
@@ -101,7 +101,7 @@ def test_states_that_are_not_finite_are_never_passed(monitor):
     states[1, 0, 0] = float("nan")
     watch = monitor.start()
     watch.step(states[0])
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(GuardError, match="not finite"):
         watch.step(states[1])
 
 

@@ -15,6 +15,7 @@ from openai.types import Moderation, ModerationCreateResponse
 
 from guard.serving import LOOSE, MODEL, WAIT_S, fitted, running, texts
 from refusalscope.errors import InputError
+from refusalscope.guard.belief_guard import BeliefGuard
 from refusalscope.guard.drift import drift
 from refusalscope.guard.serve.categories import KEYS, keys_of, result
 from refusalscope.guard.serve.run import make_server
@@ -408,3 +409,14 @@ def test_a_moderation_whose_client_is_gone_leaves_the_queue(monkeypatch):
         with httpx.Client(base_url=server.url) as http:
             assert http.get("/health").status_code == 200
     assert seen == ["first"]
+
+
+def test_a_model_that_gives_no_numbers_is_our_fault_and_never_an_answer(monkeypatch):
+    guard, body, broken = fitted(), {"input": texts()[0]}, BeliefGuard.readings
+    monkeypatch.setattr(
+        BeliefGuard, "readings", lambda self, states: broken(self, states * float("nan"))
+    )
+    with running(guard) as server:
+        answer = httpx.post(f"{server.url}/v1/moderations", json=body, timeout=WAIT_S)
+    assert answer.status_code == 500
+    assert "results" not in answer.json()

@@ -15,7 +15,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from refusalscope.errors import GuardError, InputError, ModelError
+from refusalscope.errors import GuardError, InputError
 from refusalscope.studies.directions.belief import profile as cosine_difference
 
 HeadVariant = Literal["centroid", "centred", "lda"]
@@ -101,9 +101,9 @@ class Head:
 
 
 def require_finite(*states: Tensor) -> None:
-    """Raises ModelError for states that are not finite: no score of them means anything."""
+    """Raises GuardError for states that are not finite: no score of them means anything."""
     if not all(torch.isfinite(each).all() for each in states):
-        raise ModelError(
+        raise GuardError(
             "the model's states are not finite, so it cannot be guarded; load it in another precision"
         )
 

@@ -100,7 +100,7 @@ class Watch:
         self.highest = -np.inf
 
     def step(self, states: Tensor) -> float:
-        """Smoothed score after a token whose states are [rows, d_model]. Raises ModelError if not finite."""
+        """Smoothed score after a token whose states are [rows, d_model]. Raises GuardError if not finite."""
         states = states[None].float().cpu()
         require_finite(states)
         score = float(self.monitor.head.score(states)[0])
